@@ -1,0 +1,1 @@
+"""HOW: the engines. No Prefect, no MLflow, no environment variables, no global state."""

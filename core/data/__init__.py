@@ -1,0 +1,1 @@
+"""Records, sources, formats, duplicates, splits, chat templates and batches."""

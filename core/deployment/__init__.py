@@ -1,0 +1,1 @@
+"""Merge, export, the llama.cpp runtime, the bundle and its documents."""

@@ -1,0 +1,25 @@
+"""Ask a GGUF file test questions, through the runtime that will serve it."""
+
+from collections.abc import Sequence
+
+from core.deployment.llama.runtime import LlamaRuntime
+from core.evaluation.evaluate import Answer, Message, Tick
+
+
+class LlamaResponder:
+    """Answers conversations greedily with the file's own template and tokenizer."""
+
+    def __init__(self, runtime: LlamaRuntime) -> None:
+        """Take an open runtime."""
+        self.runtime = runtime
+
+    def answer(self, prompts: Sequence[list[Message]], max_new_tokens: int, tick: Tick) -> list[Answer]:
+        """Answer every conversation, one after the other."""
+        answers = []
+        for number, messages in enumerate(prompts, 1):
+            ids = self.runtime.encode(messages)
+            said = self.runtime.generate(ids, max_new_tokens=max_new_tokens)
+            answers.append(Answer(said.text.strip(), ids, said.n_generated))
+            if number % 10 == 0 or number == len(prompts):
+                tick(number, len(prompts))
+        return answers

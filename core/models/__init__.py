@@ -1,0 +1,1 @@
+"""Loading base models, adapters, and models built from scratch."""

@@ -1,0 +1,1 @@
+"""Quantized formats and the engines that write them."""

@@ -1,0 +1,1 @@
+"""One training loop; supervised tuning and pretraining as step functions on it."""

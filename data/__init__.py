@@ -1,0 +1,1 @@
+"""Sample corpora of the project's own making."""

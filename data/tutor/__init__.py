@@ -1,0 +1,1 @@
+"""The school tutor: the facts, and the question rows made of them."""

@@ -1,0 +1,281 @@
+"""Twi words, greetings, numbers, days and day names, in the spelling used for Asante Twi."""
+
+from data.tutor.relation import Pair, Relation
+
+_PHRASES: tuple[Pair, ...] = (
+    ("Good morning", "Maakye"),
+    ("Good afternoon", "Maaha"),
+    ("Good evening", "Maadwo"),
+    ("Good night", "Da yie"),
+    ("Welcome", "Akwaaba"),
+    ("Thank you", "Medaase"),
+    ("Please", "Mepa wo kyɛw"),
+    ("How are you?", "Wo ho te sɛn?"),
+    ("I am fine", "Me ho yɛ"),
+    ("Yes", "Aane"),
+    ("No", "Daabi"),
+    ("Safe journey", "Nante yie"),
+    ("What is your name?", "Wo din de sɛn?"),
+    ("I love you", "Medɔ wo"),
+    ("Come here", "Bra ha"),
+    ("Sit down", "Tena ase"),
+    ("Let us go", "Yɛnkɔ"),
+    ("I do not know", "Mennim"),
+    ("Happy New Year", "Afehyia pa"),
+)
+
+_WORDS: tuple[Pair, ...] = (
+    ("water", "nsuo"),
+    ("fire", "ogya"),
+    ("home", "efie"),
+    ("food", "aduane"),
+    ("child", "abofra"),
+    ("man", "ɔbarima"),
+    ("woman", "ɔbaa"),
+    ("father", "agya"),
+    ("mother", "ɛna"),
+    ("friend", "adamfo"),
+    ("teacher", "ɔkyerɛkyerɛni"),
+    ("book", "nwoma"),
+    ("school", "sukuu"),
+    ("money", "sika"),
+    ("road", "ɛkwan"),
+    ("town", "kuro"),
+    ("village", "akuraa"),
+    ("farm", "afuo"),
+    ("forest", "kwaeɛ"),
+    ("tree", "dua"),
+    ("flower", "nhwiren"),
+    ("stone", "ɔboɔ"),
+    ("sea", "ɛpo"),
+    ("star", "nsoromma"),
+    ("chief", "ɔhene"),
+    ("queen mother", "ɔhemaa"),
+    ("dog", "ɔkraman"),
+    ("cat", "agyinamoa"),
+    ("goat", "aponkye"),
+    ("sheep", "odwan"),
+    ("chicken", "akokɔ"),
+    ("cow", "nantwie"),
+    ("snake", "ɔwɔ"),
+    ("lion", "gyata"),
+    ("leopard", "ɔsebɔ"),
+    ("elephant", "ɔsono"),
+    ("crocodile", "ɔdɛnkyɛm"),
+    ("bird", "anomaa"),
+    ("spider", "ananse"),
+    ("horse", "pɔnkɔ"),
+    ("yam", "bayerɛ"),
+    ("plantain", "borɔdeɛ"),
+    ("cassava", "bankye"),
+    ("rice", "ɛmo"),
+    ("maize", "aburoɔ"),
+    ("groundnut", "nkateɛ"),
+    ("orange", "ankaa"),
+    ("banana", "kwadu"),
+    ("pineapple", "aborɔbɛ"),
+    ("pepper", "mako"),
+    ("salt", "nkyene"),
+    ("egg", "kosua"),
+    ("soup", "nkwan"),
+    ("bread", "paanoo"),
+    ("eye", "ani"),
+    ("ear", "aso"),
+    ("mouth", "ano"),
+    ("hand", "nsa"),
+    ("tongue", "tɛkrɛma"),
+    ("blood", "mogya"),
+    ("black", "tuntum"),
+    ("white", "fitaa"),
+    ("red", "kɔkɔɔ"),
+    ("big", "kɛseɛ"),
+    ("small", "ketewa"),
+    ("new", "foforɔ"),
+    ("tall", "tenten"),
+    ("short", "tiatia"),
+    ("today", "ɛnnɛ"),
+    ("tomorrow", "ɔkyena"),
+    ("yesterday", "ɛnnora"),
+    ("now", "seesei"),
+    ("year", "afe"),
+    ("morning", "anɔpa"),
+    ("to drink", "nom"),
+    ("to walk", "nante"),
+    ("to write", "twerɛ"),
+    ("to learn", "sua"),
+    ("to speak", "kasa"),
+    ("to help", "boa"),
+)
+
+_TELLS = (
+    "'{s}' in Twi is '{a}'.",
+    "'{a}' is Twi and means '{s}'.",
+    "'{a}' means '{s}' in English.",
+    "In Twi we say '{a}' for '{s}'.",
+    "The Twi for '{s}' is '{a}'.",
+    "{a} = {s}",
+    "{s} = {a}",
+    "{a}: that is Twi for '{s}'.",
+    "{s}: that is English for '{a}'.",
+    "The English for '{a}' is '{s}'.",
+    "Yɛfrɛ '{s}' '{a}' wɔ Twi mu.",
+    "'{a}' kyerɛ '{s}' wɔ Borɔfo mu.",
+)
+_ASKS = (
+    "How do you say '{s}' in Twi?",
+    "What is '{s}' in Twi?",
+    "Translate '{s}' into Twi.",
+    "What is the Twi for '{s}'?",
+)
+_BACK = (
+    "What does '{a}' mean in English?",
+    "Translate '{a}' into English.",
+    "What is the English for '{a}'?",
+)
+_TWI_ASKS = ("Yɛfrɛ '{s}' sɛn wɔ Twi mu?",)
+_TWI_BACK = ("'{a}' kyerɛ deɛn wɔ Borɔfo mu?",)
+
+
+def _vocabulary(name: str, level: str, pairs: tuple[Pair, ...]) -> Relation:
+    return Relation(
+        name=name,
+        topic="twi",
+        level=level,
+        pairs=pairs,
+        tells=_TELLS,
+        asks=_ASKS,
+        back=_BACK,
+        back_answer="{s}",
+        twi_asks=_TWI_ASKS,
+        twi_back=_TWI_BACK,
+        heads=("English", "Twi"),
+        key="twi:{slug}",
+    )
+
+
+PHRASES = _vocabulary("phrase", "elementary", _PHRASES)
+WORDS = _vocabulary("word", "elementary", _WORDS)
+
+NUMBERS = Relation(
+    name="number",
+    topic="twi",
+    level="elementary",
+    pairs=(
+        ("1", "baako"),
+        ("2", "mmienu"),
+        ("3", "mmiɛnsa"),
+        ("4", "ɛnan"),
+        ("5", "enum"),
+        ("6", "nsia"),
+        ("7", "nson"),
+        ("8", "nwɔtwe"),
+        ("9", "nkron"),
+        ("10", "edu"),
+        ("20", "aduonu"),
+        ("30", "aduasa"),
+        ("40", "aduanan"),
+        ("50", "aduonum"),
+        ("60", "aduosia"),
+        ("100", "ɔha"),
+        ("1000", "apem"),
+    ),
+    tells=(
+        "The number {s} in Twi is '{a}'.",
+        "'{a}' is the number {s} in Twi.",
+        "In Twi we count {s} as '{a}'.",
+        "{a} = {s}",
+        "{s} = {a}",
+        "{a}: the Twi word for the number {s}.",
+        "The Twi number '{a}' is {s}.",
+        "{s} is the number that Twi calls '{a}'.",
+        "Yɛfrɛ {s} '{a}' wɔ Twi mu.",
+    ),
+    asks=(
+        "What is the number {s} in Twi?",
+        "How do you say the number {s} in Twi?",
+        "Which Twi word stands for {s}?",
+    ),
+    back=("Which number is '{a}'?", "Write the Twi number '{a}' in digits."),
+    twi_asks=("Yɛfrɛ {s} sɛn wɔ Twi mu?",),
+    heads=("number", "Twi number"),
+    key="twi:number-{slug}",
+)
+
+DAYS = Relation(
+    name="day",
+    topic="twi",
+    level="elementary",
+    pairs=(
+        ("Monday", "Dwoada"),
+        ("Tuesday", "Benada"),
+        ("Wednesday", "Wukuada"),
+        ("Thursday", "Yawoada"),
+        ("Friday", "Fiada"),
+        ("Saturday", "Memeneda"),
+        ("Sunday", "Kwasiada"),
+    ),
+    tells=(*_TELLS, "The day {a} is {s}.", "{S} is the day {a}."),
+    asks=(*_ASKS, "Which day is {s} in Twi?"),
+    back=(*_BACK, "Which day of the week is '{a}'?"),
+    twi_asks=_TWI_ASKS,
+    twi_back=_TWI_BACK,
+    heads=("day", "Twi day"),
+    key="twi:{slug}",
+)
+
+
+def _day_names(child: str, pairs: tuple[Pair, ...]) -> Relation:
+    return Relation(
+        name=f"name-{child}",
+        topic="twi",
+        level="middle",
+        pairs=pairs,
+        tells=(
+            f"A {child} born on {{s}} is named {{a}}.",
+            f"{{a}} is the Akan day name of a {child} born on {{s}}.",
+            f"The Akan day name of a {child} born on {{s}} is {{a}}.",
+            f"Akan families name a {child} {{a}} if the birthday is a {{s}}.",
+            f"{{s}} is the day on which the {child} {{a}} was born.",
+            f"{{a}}: a {child} born on {{s}}.",
+            f"{{s}}: the day of birth of a {child} named {{a}}.",
+        ),
+        asks=(
+            f"What is the Akan day name of a {child} born on {{s}}?",
+            f"How do Akan families name a {child} born on {{s}}?",
+            f"Which name does a {child} born on {{s}} get in Akan?",
+        ),
+        back=(
+            f"On which day was a {child} named {{a}} born?",
+            f"The {child} has the day name {{a}}. What is the day of birth?",
+        ),
+        heads=("day of birth", f"name of the {child}"),
+        key=f"twi:name-{child}-{{slug}}",
+    )
+
+
+BOYS = _day_names(
+    "boy",
+    (
+        ("Monday", "Kwadwo"),
+        ("Tuesday", "Kwabena"),
+        ("Wednesday", "Kwaku"),
+        ("Thursday", "Yaw"),
+        ("Friday", "Kofi"),
+        ("Saturday", "Kwame"),
+        ("Sunday", "Kwasi"),
+    ),
+)
+GIRLS = _day_names(
+    "girl",
+    (
+        ("Monday", "Adwoa"),
+        ("Tuesday", "Abena"),
+        ("Wednesday", "Akua"),
+        ("Thursday", "Yaa"),
+        ("Friday", "Afia"),
+        ("Saturday", "Ama"),
+        ("Sunday", "Akosua"),
+    ),
+)
+
+TWI: tuple[Relation, ...] = (PHRASES, WORDS, NUMBERS, DAYS, BOYS, GIRLS)

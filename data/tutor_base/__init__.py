@@ -1,0 +1,1 @@
+"""The text the quickstart's base model is pretrained on."""

@@ -1,0 +1,1 @@
+"""WHEN. The Prefect flow and the command line."""

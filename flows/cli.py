@@ -1,0 +1,157 @@
+"""The command line. Every command imports what it needs when it runs, so that help is instant."""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from core.errors import FactoryError, UserError
+
+DONE, INTERNAL, WRONG_INPUT, GATE_CLOSED, INTERRUPTED = 0, 1, 2, 3, 130
+
+app = typer.Typer(
+    name="factory",
+    help="Domain data and a base model in; a small, gated, served language model out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="Run config, YAML or JSON.", show_default=False)]
+WorkspacePath = Annotated[Path, typer.Argument(metavar="WORKSPACE", help="Workspace folder of a run.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("-o", "--override", metavar="KEY=VALUE", help="Change a setting, e.g. -o training.max_steps=50."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object per line instead of a display.")]
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    override: Overrides = None,
+    workspace: Annotated[Path | None, typer.Option(help="Where to write; default workspace/<config name>.")] = None,
+    from_: Annotated[str | None, typer.Option("--from", metavar="PHASE", help="Run this phase and later ones anew.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="PHASE", help="Stop after this phase and its gate.")] = None,
+    json_: Json = False,
+) -> None:
+    """Run the factory: ingest, format, split, baseline, finetune, evaluate, quantize, deploy."""
+    from flows.launch import Launch, launch
+
+    request = Launch(config=config, overrides=tuple(override or ()), workspace=workspace, rerun_from=from_,
+                     until=until, as_json=json_)  # fmt: skip
+    raise typer.Exit(launch(request))
+
+
+@app.command()
+def validate(config: ConfigPath, override: Overrides = None, json_: Json = False) -> None:
+    """Check settings, data and hardware; train nothing."""
+    from flows.checks import validate_run
+
+    raise typer.Exit(validate_run(config, tuple(override or ()), as_json=json_))
+
+
+@app.command()
+def gates(workspace: WorkspacePath, json_: Json = False) -> None:
+    """Show the gates of a finished or blocked run. Exit code 3 if one is not open."""
+    from flows.checks import show_gates
+
+    raise typer.Exit(show_gates(workspace, as_json=json_))
+
+
+@app.command()
+def chat(
+    workspace: WorkspacePath,
+    prompt: Annotated[str | None, typer.Option(help="Ask this one question and exit.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message put first.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="Sampling temperature; 0 is greedy.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
+) -> None:
+    """Talk to the deployed model."""
+    from flows.chat import ChatOptions, chat_with
+
+    options = ChatOptions(prompt=prompt, system=system, temperature=temperature, max_tokens=max_tokens)
+    raise typer.Exit(chat_with(workspace, options))
+
+
+@app.command()
+def up() -> None:
+    """Start the Prefect and MLflow servers in the background, on this machine only."""
+    from flows.dashboards import start
+
+    raise typer.Exit(start())
+
+
+@app.command()
+def down() -> None:
+    """Stop the servers that `factory up` started."""
+    from flows.dashboards import stop
+
+    raise typer.Exit(stop())
+
+
+@app.command()
+def init(name: Annotated[str, typer.Argument(help="Name of the project and of its folder.", show_default=False)]) -> None:
+    """Start a project: config, data folder, docs."""
+    from flows.scaffold import init_project
+
+    for line in init_project(name, Path(name)):
+        typer.echo(line)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of the run config, for editors."""
+    from flows.config_file import config_schema
+
+    typer.echo(json.dumps(config_schema(), indent=2, ensure_ascii=False))
+
+
+@app.command()
+def doctor(
+    fast: Annotated[bool, typer.Option("--fast", help="Skip starting a server.")] = False, json_: Json = False
+) -> None:
+    """Show what this machine has, what is missing, and the command that fixes it."""
+    from flows.checks import show_doctor
+
+    raise typer.Exit(show_doctor(fast=fast, as_json=json_))
+
+
+def main() -> NoReturn:
+    """Run the command line and turn errors into messages and exit codes."""
+    sys.exit(guarded(app))
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """Run a command; return its exit code and print one clear message when it fails."""
+    try:
+        command()
+    except SystemExit as ending:
+        return ending.code if isinstance(ending.code, int) else DONE
+    except KeyboardInterrupt:
+        complain("interrupted; run the same command again to continue")
+        return INTERRUPTED
+    except UserError as wrong:
+        complain(str(wrong))
+        return WRONG_INPUT
+    except FactoryError as failure:
+        complain(str(failure))
+        return INTERNAL
+    except Exception:  # noqa: BLE001 - the last line of defence: an internal failure is exit code 1
+        traceback.print_exc()
+        return INTERNAL
+    return DONE
+
+
+def complain(message: str) -> None:
+    """Print an error message on standard error, red where that is a terminal."""
+    typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The factory: raw data and a base model go in, a released bundle comes out."""
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from core.data.config import DatasetConfig
+from core.errors import UserError
+from flows.display import current_watcher
+from flows.run_config import RunConfig
+from gates.baseline_established import baseline_established
+from gates.dataset_validated import dataset_validated
+from gates.deployment_ready import deployment_ready
+from gates.model_performance import model_performance
+from gates.quantization_verified import quantization_verified
+from gates.verdict import GateClosed
+from tasks.base_model import base_model
+from tasks.baseline import baseline
+from tasks.context import StopHere
+from tasks.deploy import deploy
+from tasks.evaluate import evaluate
+from tasks.finetune import finetune
+from tasks.format_records import format_records
+from tasks.gate import through
+from tasks.ingest import ingest
+from tasks.quantize import quantize
+from tasks.release import release
+from tasks.session import Place, Purpose, session
+from tasks.split import split
+
+
+@flow(name="factory", flow_run_name="{name}", log_prints=False, validate_parameters=False)
+def factory(name: str, run: RunConfig, place: Place) -> State:
+    """Run the phases in order and stop at the first closed gate.
+
+    Args:
+        name: Name of the run, shown in lists.
+        run: The whole run config.
+        place: Workspace and stores.
+    """
+    purpose = Purpose(
+        name=name,
+        experiment=run.tracking.experiment or name,
+        gates=run.gates,
+        chat_template=(run.dataset or DatasetConfig()).chat_template,
+        max_file_mb=run.tracking.max_file_mb,
+    )
+    try:
+        with session(purpose, place, run, current_watcher()):
+            return Completed(name="Released", message=chain(name, run))
+    except GateClosed as closed:
+        return Failed(name="GateBlocked", message=closed.verdict.summary)
+    except StopHere as stop:
+        return Completed(name="Stopped", message=f"stopped after {stop}")
+    except UserError as error:
+        return Failed(name="BadInput", message=str(error))
+
+
+def chain(name: str, run: RunConfig) -> str:
+    """Eight phases and the five gates between them; return the released version."""
+    gates = run.gates
+    corpus = ingest(run.training_sources, run.split.seed)
+    dataset = format_records(corpus.artifact, run.format)
+    splits = split(dataset.artifact, dataset.report, run.split)
+    through(dataset_validated(splits.report, gates.dataset_validated))
+
+    model = base_model(run.model.name)
+    base = baseline(model, splits.artifact, run.evaluation)
+    through(baseline_established(base.report, splits.report, gates.baseline_established))
+
+    tuned = finetune(model, splits.artifact, run.model, run.lora, run.training, run.save)
+    scored = evaluate(tuned.artifact, splits.artifact, run.evaluation)
+    through(model_performance(base.report, scored.report, tuned.report, gates.model_performance))
+
+    quantized = quantize(
+        tuned.artifact, scored.artifact, splits.artifact, run.gguf_formats, run.evaluation, run.save.gguf_path, name
+    )
+    through(quantization_verified(scored.report, quantized.report, gates.quantization_verified))
+
+    bundle = deploy(quantized.artifact, tuned.artifact, run.deployment, name)
+    through(deployment_ready(bundle.report, quantized.report, gates.deployment_ready))
+    return release(bundle.artifact, bundle.report, run.deployment)

@@ -1,0 +1,167 @@
+"""Start a run from the command line: settings, checks, servers, the flow, the ending."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from rich.console import Console
+
+from core.config import Frozen
+from core.errors import ConfigError, UserError
+from flows.config_file import load_config
+from flows.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from flows.display import JsonLines, Screen
+    from tasks.session import Place
+
+PHASES = ("ingest", "format", "split", "baseline", "finetune", "evaluate", "quantize", "deploy")
+
+
+class Launch(Frozen):
+    """What was asked for on the command line."""
+
+    config: Path
+    overrides: tuple[str, ...] = ()
+    workspace: Path | None = None
+    rerun_from: str | None = None
+    until: str | None = None
+    as_json: bool = False
+
+
+class Ending(NamedTuple):
+    """How the flow ended: Prefect's state name, its message, and our exit code."""
+
+    status: str
+    message: str
+    code: int
+
+
+def launch(request: Launch) -> int:
+    """Run the factory and return the exit code."""
+    config = load_config(request.config, request.overrides)
+    require_phases(request)
+    workspace = (request.workspace or Path("workspace") / config.name).resolve()
+    if not request.as_json:
+        Console(stderr=False).print(f"[bold]{config.name}[/bold]  {request.config} → {workspace}", highlight=False)
+    require_fit(config, request.config, workspace)
+    with orchestrated():
+        ending = conduct(request, config, workspace)
+    if ending.code == 1:
+        print(f"error: {ending.message}", file=sys.stderr)  # noqa: T201
+    return ending.code
+
+
+def require_phases(request: Launch) -> None:
+    """Check the names given to --from and --until.
+
+    Raises:
+        ConfigError: If one is no phase, or they leave nothing to run.
+    """
+    for option, phase in (("--from", request.rerun_from), ("--until", request.until)):
+        if phase is not None and phase not in PHASES:
+            raise ConfigError(f"{phase!r} is not a phase", where=option, fix=f"one of {', '.join(PHASES)}")
+    if request.rerun_from and request.until and PHASES.index(request.rerun_from) > PHASES.index(request.until):
+        raise ConfigError(f"--from {request.rerun_from} lies after --until {request.until}", fix="swap them")
+
+
+def require_fit(config: RunConfig, path: Path, workspace: Path) -> None:
+    """Check data, model and hardware before anything heavy loads.
+
+    Raises:
+        UserError: The first finding that makes the run impossible; all of them in its message.
+    """
+    from flows.preflight import preflight
+
+    findings = preflight(config, path, workspace)
+    findings.raise_errors()
+
+
+@contextmanager
+def orchestrated() -> Iterator[None]:
+    """Give Prefect its environment and a server for the duration of a run."""
+    from flows.servers import prefect_api
+    from flows.settings import apply, prefect_environment, read_settings
+
+    settings = read_settings()
+    with prefect_api(settings) as url:
+        apply(prefect_environment(settings, url))
+        yield
+
+
+def conduct(request: Launch, config: RunConfig, workspace: Path) -> Ending:
+    """Run the flow with a display and show how it ended."""
+    from flows.display import JsonLines, Screen, watching
+    from tasks.session import Place
+
+    settings = read()
+    place = Place(
+        workspace=workspace,
+        base=Path.cwd(),
+        tracking_uri=settings.mlflow_uri,
+        artifacts=None if settings.mlflow_tracking_uri else settings.artifacts,
+        rerun_from=request.rerun_from,
+        until=request.until,
+    )
+    if request.as_json:
+        lines = JsonLines(sys.stdout)
+        with watching(lines):
+            ending = execute(config, place)
+        show_json(lines, ending, workspace)
+        return ending
+    screen = Screen(Console(), PHASES)
+    with watching(screen), screen.live():
+        ending = execute(config, place)
+    show(screen, ending, workspace)
+    return ending
+
+
+def read():  # type: ignore[no-untyped-def]
+    """Read the environment's settings."""
+    from flows.settings import read_settings
+
+    return read_settings()
+
+
+def execute(config: RunConfig, place: "Place") -> Ending:
+    """Run the Prefect flow and translate its final state."""
+    from flows.factory import factory
+
+    state = factory(config.name, config, place, return_state=True)
+    message = state.message or ""
+    match state.name:
+        case "Released":
+            return Ending("passed", message, 0)
+        case "Stopped":
+            return Ending("partial", message, 0)
+        case "GateBlocked":
+            return Ending("blocked", message, 3)
+        case "BadInput":
+            return Ending("bad input", message, 2)
+    return Ending("failed", message, 1)
+
+
+def show_json(lines: "JsonLines", ending: Ending, workspace: Path) -> None:
+    """Emit the result line."""
+    lines.emit("result", status=ending.status, message=ending.message, exit_code=ending.code, workspace=str(workspace))
+
+
+def show(screen: "Screen", ending: Ending, workspace: Path) -> None:
+    """Print the gate table, what happened, and what to do next."""
+    from flows.display import gate_table
+
+    console = screen.console
+    if screen.gates:
+        console.print(gate_table(list(screen.gates.values())))
+    if ending.code == 2:
+        raise UserError(ending.message)
+    if ending.code == 3:
+        console.print(f"[red bold]blocked[/red bold] {ending.message}", highlight=False)
+        console.print(f"Report: {workspace / 'report.html'}", highlight=False)
+    if ending.status == "passed":
+        console.print(f"[green bold]released[/green bold] {ending.message}", highlight=False)
+        console.print(f"Chat:   factory chat {workspace}\nReport: {workspace / 'report.html'}", highlight=False)
+    if ending.status == "partial":
+        console.print(ending.message)

@@ -1,0 +1,1 @@
+"""MAY WE. Pure functions from typed reports and thresholds to a verdict."""

@@ -1,0 +1,106 @@
+"""Settings of the five gates: the ``gates`` block of a run config."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from core.config import Frozen
+from gates.verdict import GateName, Waiver
+
+
+class DatasetValidated(Frozen):
+    """What a divided dataset must satisfy."""
+
+    min_rows: int = Field(default=100, ge=1)
+    """Fewest rows, all splits together."""
+    min_test: int = Field(default=30, ge=1)
+    """Fewest rows in the test split."""
+    max_leaked: int = Field(default=0, ge=0)
+    """Most questions, and most groups, that any two splits may share."""
+    max_duplicates: int = Field(default=0, ge=0)
+    """Most rows that may equal another row of their split."""
+    ratio_tolerance: float = Field(default=0.05, ge=0, le=1)
+    """How far a split's share of the rows may be from the share asked for."""
+    max_rejected: float | None = Field(default=None, ge=0, le=1)
+    """Largest share of unusable raw rows; null uses the format phase's budget."""
+
+
+class BaselineEstablished(Frozen):
+    """What a measurement of the base model must satisfy."""
+
+    min_examples: int = Field(default=50, ge=1)
+    """Fewest test examples answered and graded."""
+
+
+class ModelPerformance(Frozen):
+    """How much better than the base the tuned model must be."""
+
+    mode: Literal["relative", "absolute"] = "relative"
+    """relative: share of the baseline score. absolute: difference of the scores, 0.2 is 20 points."""
+    min_improvement: float = Field(default=0.20, ge=0)
+    """Smallest gain, in the unit that mode names."""
+    zero_floor: float = Field(default=0.05, gt=0, le=1)
+    """Smallest score that counts as a score: the tuned model must reach it, and a baseline below it
+    counts as this much when a relative gain is computed."""
+    require_interval: bool = True
+    """The lower end of the gain's interval must reach min_improvement too."""
+    max_eval_loss_rise: float = Field(default=0.10, ge=0)
+    """How far the last validation loss may lie above the best one, as a share of the best."""
+
+
+class QuantizationVerified(Frozen):
+    """What every quantized file must keep."""
+
+    max_drop: float = Field(default=0.05, ge=-1, le=1)
+    """Largest loss of score, as a share of the merged model's score."""
+    max_drop_upper: float | None = Field(default=None, ge=-1, le=2)
+    """Largest upper end of the loss's interval; null means twice max_drop."""
+    max_size_mb: float | None = Field(default=None, gt=0)
+    """Largest file, in millions of bytes; null sets no limit beyond the merged model's size."""
+    max_prompt_mismatches: int = Field(default=0, ge=0)
+    """Most test prompts that the file's own tokenizer may read differently."""
+
+    @property
+    def drop_upper(self) -> float:
+        """The bound on the upper end that applies."""
+        return 2 * self.max_drop if self.max_drop_upper is None else self.max_drop_upper
+
+
+class DeploymentReady(Frozen):
+    """How the bundle must behave once started."""
+
+    min_tokens_per_second: float = Field(default=5, ge=0)
+    """Slowest acceptable generation."""
+    max_memory_gb: float | None = Field(default=8, gt=0)
+    """Most memory of the serving process, 1 GB being 1000 MB; null sets no limit."""
+    max_size_mb: float | None = Field(default=None, gt=0)
+    """Largest model file, in millions of bytes; null sets no limit."""
+
+
+class GatesConfig(Frozen):
+    """Thresholds of every gate, and the gates a person has waived."""
+
+    dataset_validated: DatasetValidated = DatasetValidated()
+    """After the data is divided."""
+    baseline_established: BaselineEstablished = BaselineEstablished()
+    """After the base model is measured."""
+    model_performance: ModelPerformance = ModelPerformance()
+    """After the tuned model is measured."""
+    quantization_verified: QuantizationVerified = QuantizationVerified()
+    """After the quantized files are measured."""
+    deployment_ready: DeploymentReady = DeploymentReady()
+    """After the bundle was started once."""
+    waivers: tuple[Waiver, ...] = ()
+    """Gates to pass although closed, each with a reason."""
+
+    @model_validator(mode="after")
+    def _one_waiver_per_gate(self) -> Self:
+        named = [waiver.gate for waiver in self.waivers]
+        twice = sorted({gate for gate in named if named.count(gate) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} is waived twice; keep one reason")
+        return self
+
+    def waiver_for(self, gate: GateName) -> Waiver | None:
+        """Return the waiver of a gate, if a person gave one."""
+        return next((waiver for waiver in self.waivers if waiver.gate == gate), None)

@@ -1,0 +1,1 @@
+"""WITH WHAT EFFECT. One file per phase: call core, write artifacts, track."""

@@ -1,0 +1,13 @@
+"""Baseline: how good is the base model before anything is trained?"""
+
+from core.artifacts import Checkpoint, Splits
+from core.evaluation.config import EvaluationConfig
+from tasks.context import RunContext
+from tasks.measure import READS, Measured, measure
+from tasks.phase import Outcome, phase
+
+
+@phase("baseline", Measured, reads=READS)
+def baseline(context: RunContext, key: str, base: Checkpoint, splits: Splits, config: EvaluationConfig) -> Outcome:
+    """Ask the base model every test question."""
+    return measure(context, "baseline", "baseline", base.verified(), base.digest, splits, config)

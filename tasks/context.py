@@ -1,0 +1,79 @@
+"""What every phase of one run shares: workspace, tracker, watcher."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from core.data.config import ChatTemplateName
+from core.sinks import Fanout, MetricSink
+from gates.thresholds import GatesConfig
+from tasks.events import GateRecord, Watcher
+from tasks.tracking import Tracker
+from tasks.workspace import Workspace
+
+PHASES = ("ingest", "format", "split", "baseline", "finetune", "evaluate", "quantize", "deploy")
+
+
+class StopHere(Exception):
+    """The run reached the phase it was told to stop after."""
+
+
+@dataclass
+class RunContext:
+    """One run's surroundings; created by the flow, read by its phases."""
+
+    name: str
+    workspace: Workspace
+    tracker: Tracker
+    watcher: Watcher
+    base: Path
+    """Folder that relative paths of the config start from."""
+    gates: GatesConfig
+    rerun_from: str | None = None
+    """Phases from this one on run again even if nothing changed."""
+    until: str | None = None
+    """Last phase to run."""
+    chat_template: ChatTemplateName = "gemma-3"
+    """Template for tokenizers that bring none of their own."""
+    threads: int = 1
+    """Threads of llama.cpp; spinning threads slow each other down on a shared machine."""
+    phase_sink: MetricSink = field(default_factory=Fanout)
+    """Where the running phase logs metrics by step."""
+    finished: list[str] = field(default_factory=list)
+    """Phases done or reused in this run."""
+    evidence: dict[str, str] = field(default_factory=dict)
+    """Digests of the report files made so far, by path in the workspace."""
+    judged: list[GateRecord] = field(default_factory=list)
+
+    def must_rerun(self, phase: str) -> bool:
+        """Tell whether --from asks for this phase anew."""
+        return self.rerun_from is not None and PHASES.index(phase) >= PHASES.index(self.rerun_from)
+
+    def require_in_range(self, phase: str) -> None:
+        """Stop before a phase that lies beyond --until.
+
+        Raises:
+            StopHere: If it does.
+        """
+        if self.until is not None and PHASES.index(phase) > PHASES.index(self.until):
+            raise StopHere(self.until)
+
+
+_current: ContextVar[RunContext] = ContextVar("run")
+
+
+def current() -> RunContext:
+    """Return the context of the run in progress."""
+    return _current.get()
+
+
+@contextmanager
+def running(context: RunContext) -> Iterator[RunContext]:
+    """Make a context current for the duration of a block."""
+    token = _current.set(context)
+    try:
+        yield context
+    finally:
+        _current.reset(token)

@@ -1,0 +1,48 @@
+"""What a run tells whoever watches it: the terminal, a JSON stream, a test."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from core.config import Frozen
+from gates.verdict import Verdict
+
+
+class GateRecord(Frozen):
+    """A judged gate, as written to ``gates/<name>.json``."""
+
+    gate: str
+    passed: bool
+    """True only if every check passed; a waived gate stays false."""
+    status: str
+    """passed, blocked or waived."""
+    checks: tuple[dict[str, object], ...]
+    checked_at: str
+    summary: str
+    evidence: dict[str, str]
+    """Digest of every file the verdict was drawn from, by path in the workspace."""
+    waiver: dict[str, str] | None = None
+    """reason, by, at."""
+
+
+class Watcher(Protocol):
+    """Hears what happens, as it happens."""
+
+    def phase_started(self, phase: str) -> None:
+        """A phase begins to work."""
+        ...
+
+    def phase_finished(self, phase: str, state: str, seconds: float, note: str) -> None:
+        """A phase ended: state is done, reused or failed."""
+        ...
+
+    def advanced(self, phase: str, done: int, total: int, note: str) -> None:
+        """A phase got further."""
+        ...
+
+    def measured(self, phase: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Training logged a step."""
+        ...
+
+    def judged(self, record: GateRecord, verdict: Verdict) -> None:
+        """A gate gave its verdict."""
+        ...

@@ -1,0 +1,192 @@
+"""Finetune: train an adapter on the training split and fold it into the base."""
+
+import gc
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from core.artifacts import Checkpoint, PhaseResult, Splits, file_digest, path_digest, write_json, write_jsonl
+from core.models.config import LoraConfig, ModelConfig
+from core.sinks import Fanout
+from core.training.config import SaveConfig, TrainingConfig
+from core.training.reports import EvalLoss, TrainReport
+from tasks.context import RunContext
+from tasks.phase import Outcome, phase
+
+if TYPE_CHECKING:
+    from core.training.sft import SftInputs, Tuned
+
+
+class Finetuned(PhaseResult[Checkpoint, TrainReport]):
+    """The merged model and what training did."""
+
+
+READS = ("core.training", "core.models", "core.kernels", "core.data.chat", "core.data.templates", "core.data.batches",
+         "core.data.examples")  # fmt: skip
+
+
+class Prepared(NamedTuple):
+    """Tokenized examples and what was cut."""
+
+    inputs: "SftInputs"
+    truncated: int
+
+
+@phase("finetune", Finetuned, reads=READS)
+def _finetune(
+    context: RunContext,
+    key: str,
+    base: Checkpoint,
+    splits: Splits,
+    model: ModelConfig,
+    lora: LoraConfig,
+    training: TrainingConfig,
+    save: SaveConfig,
+) -> Outcome:
+    base.verified(), splits.verified()
+    root = context.workspace.root
+    adapter, merged = root / save.lora_path, root / save.merged_path
+    prepared = prepare(context, base.path, splits, model)
+    tuned = train(context, key, base, prepared, model, lora, training, adapter)
+    context.watcher.advanced("finetune", tuned.plan.total_steps, tuned.plan.total_steps, "merging")
+    merge_error = fold(base, adapter, merged, prepared)
+    report = make_report(base, splits, adapter, merged, prepared, tuned, merge_error)
+    stats = write_stats(context, report, model)
+    write_curve(context.workspace.curve, tuned)
+    outputs = (adapter, merged, stats, context.workspace.curve)
+    note = f"loss {report.first_loss:.3f} to {report.final_loss:.3f} in {report.steps} steps"
+    return Outcome(Finetuned(artifact=Checkpoint.of(merged), report=report), outputs, note)
+
+
+finetune = _finetune
+
+
+def prepare(context: RunContext, base: Path, splits: Splits, model: ModelConfig) -> Prepared:
+    """Tokenize train and val with the base's chat template; only assistant tokens carry loss."""
+    from core.data.examples import encode_file
+    from core.evaluation.generation import pad_id
+    from core.training.sft import SftInputs
+    from tasks.measure import chat_tokenizer
+
+    chat = chat_tokenizer(context, base)
+    train = encode_file(splits.train, chat, model.max_seq_length)
+    val = encode_file(splits.val, chat, model.max_seq_length)
+    return Prepared(SftInputs(train.examples, val.examples, pad_id(chat)), train.shortened + train.dropped)
+
+
+def train(
+    context: RunContext,
+    key: str,
+    base: Checkpoint,
+    prepared: Prepared,
+    model: ModelConfig,
+    lora: LoraConfig,
+    training: TrainingConfig,
+    adapter: Path,
+) -> "Tuned":
+    """Attach, train or resume, save the adapter, and let go of the memory."""
+    from core.models.adapters import attach
+    from core.models.loading import load_model
+    from core.training.sft import finetune as run
+    from core.training.sft import plan_steps, save_adapter
+    from core.training.status import TrainingLog, TrainingStatus
+
+    plan = plan_steps(len(prepared.inputs.train), training)
+    epochs = plan.total_steps / plan.steps_per_epoch
+    status = TrainingStatus(context.workspace.status, total_steps=plan.total_steps, total_epochs=round(epochs, 3))
+    with status:
+        adapted = attach(load_model(model.model_copy(update={"name": str(base.path)}), trainable=True), lora)
+        tuned = run(
+            adapted,
+            prepared.inputs,
+            training,
+            checkpoints=context.workspace.root / training.output_dir,
+            fingerprint=key,
+            sink=Fanout(status, TrainingLog(context.workspace.training_log), context.phase_sink,
+                        WatcherSink(context, plan.total_steps)),
+            on_checkpoint=status.checkpointed,
+            on_start=lambda progress: status.resumed(progress.step),
+        )  # fmt: skip
+        save_adapter(adapted, adapter)
+    del adapted
+    gc.collect()
+    return tuned
+
+
+class WatcherSink:
+    """Passes training steps on to whoever watches."""
+
+    def __init__(self, context: RunContext, total: int) -> None:
+        """Remember the watcher and the number of steps."""
+        self.context, self.total = context, total
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show a step."""
+        self.context.watcher.measured("finetune", step, metrics)
+        if "loss" in metrics:
+            self.context.watcher.advanced("finetune", step, self.total, f"loss {metrics['loss']:.3f}")
+
+
+def fold(base: Checkpoint, adapter: Path, merged: Path, prepared: Prepared) -> float:
+    """Merge into the full-precision base, save as one folder, return the largest logit change."""
+    import torch
+
+    from core.artifacts import atomic_path
+    from core.models.adapters import merge
+    from core.models.loading import load_folder, load_tokenizer
+
+    model = load_folder(base.path)
+    probe = torch.tensor([prepared.inputs.train[0].input_ids], device=model.device)
+    folded, error = merge(model, adapter, probe)
+    with atomic_path(merged) as part:
+        folded.save_pretrained(part, safe_serialization=True)
+        load_tokenizer(str(base.path)).save_pretrained(part)
+    return error
+
+
+def make_report(
+    base: Checkpoint, splits: Splits, adapter: Path, merged: Path, prepared: Prepared, tuned: "Tuned", error: float
+) -> TrainReport:
+    """Put the numbers of training together."""
+    losses = tuned.progress.losses
+    window = max(1, len(losses) // 10)
+    return TrainReport(
+        base_digest=base.digest,
+        train_digest=file_digest(splits.train),
+        adapter_digest=path_digest(adapter),
+        merged_digest=path_digest(merged),
+        steps=tuned.progress.step,
+        total_steps=tuned.plan.total_steps,
+        epochs=tuned.progress.step / tuned.plan.steps_per_epoch,
+        samples=len(prepared.inputs.train),
+        truncated=prepared.truncated,
+        tokens=tuned.progress.tokens,
+        first_loss=sum(losses[:window]) / window,
+        final_loss=sum(losses[-window:]) / window,
+        window=window,
+        eval_losses=tuple(EvalLoss(step=step, loss=loss) for step, loss in tuned.progress.eval_losses),
+        trainable_parameters=tuned.trainable_parameters,
+        parameters=tuned.parameters,
+        merge_error=error,
+        seconds=round(tuned.seconds, 3),
+        error=None,
+    )
+
+
+def write_stats(context: RunContext, report: TrainReport, model: ModelConfig) -> Path:
+    """Write ``metrics/training-stats.json``."""
+    stats: dict[str, Any] = {
+        "model": model.name, "dataset_samples": report.samples, "final_loss": report.final_loss,
+        "total_steps": report.total_steps, "epochs": report.epochs,
+        "completed_at": datetime.now(UTC).isoformat(timespec="seconds"), **report.model_dump(mode="json"),
+    }  # fmt: skip
+    return write_json(context.workspace.training_stats, stats)
+
+
+def write_curve(target: Path, tuned: "Tuned") -> None:
+    """Write the loss of every step, and the validation losses among them."""
+    evals = dict(tuned.progress.eval_losses)
+    rows = ({"step": i, "loss": loss, "eval_loss": evals.get(i)} for i, loss in enumerate(tuned.progress.losses, 1))
+    write_jsonl(target, rows)

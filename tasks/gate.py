@@ -1,0 +1,66 @@
+"""Carry a verdict out: write it, track it, show it, and stop the run if it is closed."""
+
+import getpass
+from datetime import UTC, datetime
+
+from core.artifacts import write_json
+from gates.thresholds import GatesConfig
+from gates.verdict import Check, GateClosed, Verdict, Waiver
+from tasks.context import RunContext, current
+from tasks.events import GateRecord
+
+
+def through(verdict: Verdict) -> GateRecord:
+    """Record a verdict and pass, or stop.
+
+    Gates are judged anew in every run; only phases are reused.
+
+    Returns:
+        The record as written to ``gates/<name>.json``.
+
+    Raises:
+        GateClosed: If a check failed and nobody waived the gate.
+    """
+    context = current()
+    waiver = find_waiver(context.gates, verdict)
+    record = make_record(context, verdict, waiver)
+    write_json(context.workspace.gate(verdict.gate), record)
+    context.judged.append(record)
+    context.tracker.gate(verdict.gate, record.status, observed(verdict.checks), waiver.reason if waiver else None)
+    context.watcher.judged(record, verdict)
+    if record.status == "blocked":
+        raise GateClosed(verdict)
+    return record
+
+
+def find_waiver(gates: GatesConfig, verdict: Verdict) -> Waiver | None:
+    """Return the waiver that applies: only to a closed gate, only by its name."""
+    if verdict.passed:
+        return None
+    return next((waiver for waiver in gates.waivers if waiver.gate == verdict.gate), None)
+
+
+def make_record(context: RunContext, verdict: Verdict, waiver: Waiver | None) -> GateRecord:
+    """Put a verdict, its evidence and its waiver into one record."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    status = "passed" if verdict.passed else "waived" if waiver else "blocked"
+    return GateRecord(
+        gate=verdict.gate,
+        passed=verdict.passed,
+        status=status,
+        checks=tuple(check.model_dump(mode="json") for check in verdict.checks),
+        checked_at=now,
+        summary=verdict.summary,
+        evidence=dict(context.evidence),
+        waiver={"reason": waiver.reason, "by": getpass.getuser(), "at": now} if waiver else None,
+    )
+
+
+def observed(checks: tuple[Check, ...]) -> dict[str, float]:
+    """Pick the numbers of a verdict's checks, with their thresholds, for the tracker."""
+    found: dict[str, float] = {}
+    for check in checks:
+        for suffix, value in (("", check.observed), (".threshold", check.threshold)):
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                found[check.name.replace(" ", "_") + suffix] = float(value)
+    return found

@@ -1,0 +1,150 @@
+"""Turn a function into a phase: a Prefect task that re-runs only when something changed.
+
+A phase's key covers its settings, the digests of its inputs, and the source it calls.
+The record of a finished phase lies in the workspace, written atomically after its outputs,
+so a kill at any moment leaves either no record or a true one. Prefect's own result store
+is not used: it hashes paths rather than contents, does not see edits in core, and does not
+notice when an output was changed or deleted.
+"""
+
+import functools
+import inspect
+import json
+import time
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.states import Completed
+from pydantic import ValidationError
+
+from core.artifacts import ArtifactRef, PhaseResult, fingerprint, path_digest, source_digest, write_json
+from core.config import Frozen
+from tasks.context import RunContext, current
+
+ROOT = Path(__file__).resolve().parent.parent
+HERE = "{workspace}"
+
+Result = PhaseResult[Any, Any]
+
+
+class PhaseRecord(Frozen):
+    """What is remembered of a finished phase."""
+
+    phase: str
+    key: str
+    result: dict[str, Any]
+    outputs: dict[str, str]
+    """Digest of everything the phase wrote, by path in the workspace."""
+    tracked_as: str
+    """MLflow run of the execution that made the outputs."""
+    seconds: float
+
+
+class Outcome(typing.NamedTuple):
+    """What a phase body returns: the result, its files, and one line for people."""
+
+    result: Result
+    outputs: tuple[Path, ...]
+    note: str
+
+
+Body = Callable[..., Outcome]
+
+
+def phase(name: str, result: type[Result], *, reads: tuple[str, ...]) -> Callable[[Body], Callable[..., Any]]:
+    """Make a Prefect task of ``body(context, key, *inputs)``.
+
+    Args:
+        name: Phase name, one of ``tasks.context.PHASES``.
+        result: The concrete ``PhaseResult`` the body returns.
+        reads: Packages and modules whose source belongs to the phase's key.
+    """
+
+    def wrap(body: Body) -> Callable[..., Any]:
+        sources = (*reads, body.__module__)
+
+        @task(name=name, persist_result=False, cache_policy=None)
+        @functools.wraps(body)
+        def run(*inputs: Any) -> Any:
+            context = current()
+            key = fingerprint(name, source_digest(sources, ROOT), list(inputs))
+            known = None if context.must_rerun(name) else recall(context, name, key)
+            if known is not None:
+                return _reuse(context, name, known, result)
+            return _execute(context, name, key, functools.partial(body, context, key, *inputs))
+
+        run.__signature__ = inspect.Signature(list(inspect.signature(body).parameters.values())[2:])  # type: ignore[attr-defined]
+
+        def call(*inputs: Any) -> Any:
+            current().require_in_range(name)
+            return run(*inputs)
+
+        return call
+
+    return wrap
+
+
+def recall(context: RunContext, name: str, key: str) -> PhaseRecord | None:
+    """Return the record of an identical, still intact execution, if there is one."""
+    try:
+        record = PhaseRecord.model_validate_json(context.workspace.phase_record(name).read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return None
+    root = context.workspace.root
+    intact = record.key == key and all(_matches(root / path, digest) for path, digest in record.outputs.items())
+    return record if intact else None
+
+
+def _matches(path: Path, digest: str) -> bool:
+    return path.exists() and path_digest(path) == digest
+
+
+def _reuse(context: RunContext, name: str, record: PhaseRecord, kind: type[Result]) -> Any:
+    text = json.dumps(record.result).replace(HERE, json.dumps(str(context.workspace.root))[1:-1])
+    result = kind.model_validate_json(text)
+    context.evidence.update(record.outputs)
+    context.finished.append(name)
+    context.tracker.reused(name, record.tracked_as)
+    context.watcher.phase_finished(name, "reused", 0.0, "unchanged")
+    return Completed(name="Cached", message="nothing changed since the last run", data=result)
+
+
+def _execute(context: RunContext, name: str, key: str, body: Callable[[], Outcome]) -> Result:
+    context.workspace.phase_record(name).unlink(missing_ok=True)
+    context.watcher.phase_started(name)
+    began = time.monotonic()
+    with context.tracker.phase(name) as tracked:
+        context.phase_sink = tracked
+        try:
+            outcome = body()
+        except BaseException as error:
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            context.watcher.phase_finished(name, "failed", time.monotonic() - began, first)
+            raise
+        root = context.workspace.root
+        outputs = {p.resolve().relative_to(root).as_posix(): path_digest(p) for p in outcome.outputs}
+        tracked.report(name, outcome.result.report)
+        for path, digest in outputs.items():
+            tracked.file(root / path, digest)
+    seconds = time.monotonic() - began
+    _remember(context, name, key, outcome, outputs, tracked.run_id, seconds)
+    context.evidence.update(outputs)
+    context.finished.append(name)
+    context.watcher.phase_finished(name, "done", seconds, outcome.note)
+    return outcome.result
+
+
+def _remember(
+    context: RunContext, name: str, key: str, outcome: Outcome, outputs: dict[str, str], run_id: str, seconds: float
+) -> None:
+    # Paths are kept relative, so a workspace that is moved re-runs nothing.
+    prefix = json.dumps(str(context.workspace.root))[1:-1]
+    result = json.loads(outcome.result.model_dump_json().replace(prefix, HERE))
+    record = PhaseRecord(
+        phase=name, key=key, result=result, outputs=outputs, tracked_as=run_id, seconds=round(seconds, 3)
+    )
+    write_json(context.workspace.phase_record(name), record)
+

@@ -1,0 +1,381 @@
+"""Everything a finished, blocked or failed run has to say, as one HTML file.
+
+Rows, answers and reasons are other people's text: the template escapes every value, and the
+page's own content security policy lets nothing run or load but the style and script it
+brings, which it names by their digests.
+"""
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from core.config import Frozen
+from core.data.reports import FormatReport, IngestReport, SplitReport
+from core.deployment.reports import BundleReport
+from core.evaluation.reports import EvalReport
+from core.quantization.reports import QuantReport
+from core.training.reports import TrainReport
+from gates.thresholds import GatesConfig
+from gates.verdict import GATE_NAMES, Value
+from tasks.report import charts, numbers
+
+FIRST_ROWS = 200
+"""Answers shown before someone asks for all of them."""
+NO_TOPIC = "(no topic)"
+
+
+class CheckView(Frozen):
+    """One comparison of a gate."""
+
+    name: str
+    observed: Value
+    threshold: Value
+    comparison: str
+    passed: bool
+    detail: str = ""
+
+
+class GateView(Frozen):
+    """One gate, judged or not."""
+
+    gate: str
+    status: Literal["passed", "blocked", "waived", "not judged"]
+    checks: tuple[CheckView, ...] = ()
+    waiver_reason: str | None = None
+    checked_at: str | None = None
+
+    @property
+    def failing(self) -> tuple[CheckView, ...]:
+        """Checks that did not hold; a waiver changes none of them."""
+        return tuple(check for check in self.checks if not check.passed)
+
+
+class PhaseView(Frozen):
+    """One phase and what became of it."""
+
+    name: str
+    state: Literal["done", "reused", "blocked", "not started", "failed"]
+    seconds: float = 0.0
+    note: str = ""
+
+
+class CurvePoint(Frozen):
+    """Training loss at one logged step."""
+
+    step: int
+    loss: float
+    learning_rate: float | None = None
+
+
+class AnswerRow(Frozen):
+    """One test question with what each model answered; None where a model was not asked."""
+
+    id: str
+    question: str
+    reference: str
+    topic: str | None = None
+    baseline: str | None = None
+    tuned: str | None = None
+    shipped: str | None = None
+    """Answer of the quantized file that the bundle ships."""
+    baseline_scores: dict[str, float] = {}
+    tuned_scores: dict[str, float] = {}
+    shipped_scores: dict[str, float] = {}
+
+
+class ReportData(Frozen):
+    """All a run knows about itself; what it never reached is None or empty."""
+
+    name: str
+    status: Literal["passed", "blocked", "failed", "partial"]
+    headline: str
+    """The outcome in one sentence."""
+    started_at: str
+    """ISO time."""
+    seconds: float
+    config_text: str
+    """The resolved config, as YAML."""
+    blocked_at: str | None = None
+    """Gate that stopped the run."""
+    error: str | None = None
+    """What made the run fail."""
+    gates: tuple[GateView, ...] = ()
+    phases: tuple[PhaseView, ...] = ()
+    ingest: IngestReport | None = None
+    formatted: FormatReport | None = None
+    split: SplitReport | None = None
+    training: TrainReport | None = None
+    curve: tuple[CurvePoint, ...] = ()
+    baseline: EvalReport | None = None
+    tuned: EvalReport | None = None
+    quantized: QuantReport | None = None
+    answers: tuple[AnswerRow, ...] = ()
+    bundle: BundleReport | None = None
+    links: dict[str, str] = {}
+    """Address of the run in other tools, by the tool's name."""
+    versions: dict[str, str] = {}
+
+    @property
+    def arms(self) -> tuple[EvalReport, ...]:
+        """Evaluations there are: the base model, the tuned one, each quantized file."""
+        files = self.quantized.files if self.quantized else ()
+        return tuple(e for e in (self.baseline, self.tuned, *(f.evaluation for f in files)) if e is not None)
+
+
+class Flips(NamedTuple):
+    """Answers sorted by what tuning, and then quantization, did to them."""
+
+    fixed: tuple[AnswerRow, ...]
+    """Baseline wrong, tuned right."""
+    broken: tuple[AnswerRow, ...]
+    """Baseline right, tuned wrong."""
+    same_right: tuple[AnswerRow, ...]
+    same_wrong: tuple[AnswerRow, ...]
+    quantization_broke: tuple[AnswerRow, ...]
+    """Tuned right, shipped wrong."""
+    quantization_fixed: tuple[AnswerRow, ...]
+    """Tuned wrong, shipped right."""
+
+
+class FlipRow(NamedTuple):
+    """A row of the answer table: the filters it belongs to, and its kind in words."""
+
+    row: AnswerRow
+    kinds: tuple[str, ...]
+    label: str
+
+
+class TopicRow(NamedTuple):
+    """Share of right answers within one topic; None where a model was not asked."""
+
+    topic: str
+    n: int
+    baseline: float | None
+    tuned: float | None
+    shipped: float | None
+
+
+class ThresholdRow(NamedTuple):
+    """A setting of a gate, as it is written after ``-o``."""
+
+    key: str
+    default: Value
+    meaning: str
+
+
+FILTERS = {
+    "broken": "Broken by tuning",
+    "quantization-broke": "Broken by quantization",
+    "fixed": "Fixed by tuning",
+    "quantization-fixed": "Fixed by quantization",
+    "all-wrong": "All wrong",
+    "all-right": "All right",
+}
+"""Filters of the answer table, worst news first; the table is sorted in this order."""
+
+
+def is_right(scores: Mapping[str, float]) -> bool | None:
+    """Tell whether an answer counts as right.
+
+    That is exact match where it was graded, and full marks in every metric otherwise.
+
+    Returns:
+        None when the answer was not graded.
+    """
+    if not scores:
+        return None
+    return scores.get("exact_match", min(scores.values())) >= 1
+
+
+def flips(answers: Iterable[AnswerRow]) -> Flips:
+    """Sort answers by what changed; averages hide exactly this.
+
+    A row takes part in a comparison only if both of its answers were graded.
+    """
+    rows = [(r, *_verdicts(r)) for r in answers]
+    return Flips(
+        fixed=tuple(r for r, base, tuned, _ in rows if (base, tuned) == (False, True)),
+        broken=tuple(r for r, base, tuned, _ in rows if (base, tuned) == (True, False)),
+        same_right=tuple(r for r, base, tuned, _ in rows if (base, tuned) == (True, True)),
+        same_wrong=tuple(r for r, base, tuned, _ in rows if (base, tuned) == (False, False)),
+        quantization_broke=tuple(r for r, _, tuned, ship in rows if (tuned, ship) == (True, False)),
+        quantization_fixed=tuple(r for r, _, tuned, ship in rows if (tuned, ship) == (False, True)),
+    )
+
+
+def flip_rows(answers: Sequence[AnswerRow]) -> tuple[FlipRow, ...]:
+    """Give every answer its filters and words, worst news first."""
+    order = {kind: place for place, kind in enumerate((*FILTERS, ""))}
+    rows = [_flip_row(row) for row in answers]
+    return tuple(sorted(rows, key=lambda flip: order[(*flip.kinds, "")[0]]))
+
+
+def topic_rows(answers: Sequence[AnswerRow]) -> tuple[TopicRow, ...]:
+    """Compute the share of right answers by topic, largest topic first; empty without topics."""
+    if all(row.topic is None for row in answers):
+        return ()
+    groups: dict[str, list[AnswerRow]] = {}
+    for row in answers:
+        groups.setdefault(row.topic or NO_TOPIC, []).append(row)
+    rows = [
+        TopicRow(topic, len(group), *(_share(column) for column in zip(*map(_verdicts, group), strict=True)))
+        for topic, group in groups.items()
+    ]
+    return tuple(sorted(rows, key=lambda row: (-row.n, row.topic)))
+
+
+def threshold_rows(gate: str) -> tuple[ThresholdRow, ...]:
+    """List the settings of a gate with their meaning, for whoever wants to change one."""
+    block = gate.replace("-", "_")
+    if gate not in GATE_NAMES:
+        return ()
+    thresholds = getattr(GatesConfig(), block)
+    return tuple(
+        ThresholdRow(f"gates.{block}.{name}", getattr(thresholds, name), " ".join((field.description or "").split()))
+        for name, field in type(thresholds).model_fields.items()
+    )  # fmt: skip
+
+
+def likely_threshold(settings: Sequence[ThresholdRow], failing: Sequence[CheckView]) -> str | None:
+    """Guess which setting a person means to change: one that holds a failed check's threshold, or any number."""
+    numeric = [row for row in settings if isinstance(row.default, int | float) and not isinstance(row.default, bool)]
+    sides = [check.threshold for check in failing if isinstance(check.threshold, int | float)]
+    held = [row.key for row in numeric if row.default in sides]
+    return next(iter([*held, *(row.key for row in numeric)]), None)
+
+
+def digest_rows(data: ReportData) -> tuple[tuple[str, str], ...]:
+    """List what the run's bytes hash to, by what they are; equal prompts of all models are one line."""
+    rows = [("Base model", data.baseline.model_digest)] if data.baseline else []
+    if data.training:
+        made = data.training
+        rows = [("Base model", made.base_digest), ("Training file", made.train_digest),
+                ("Adapter", made.adapter_digest), ("Merged model", made.merged_digest)]  # fmt: skip
+    rows += [(f"Split {name}", digest) for name, digest in (data.split.digests if data.split else {}).items()]
+    prompts = {arm.arm: arm.decoding.prompt_digest for arm in data.arms}
+    if len(set(prompts.values())) == 1:
+        prompts = {"all models": next(iter(prompts.values()))}
+    rows += [(f"Prompts, {name}", digest) for name, digest in prompts.items()]
+    rows += [(f"File {file.type}", file.digest) for file in (data.quantized.files if data.quantized else ())]
+    return tuple(rows)
+
+
+def all_gates(judged: Sequence[GateView]) -> tuple[GateView, ...]:
+    """Return the five gates in order, with those that nobody judged marked so."""
+    known = {gate.gate: gate for gate in judged}
+    missing = [name for name in GATE_NAMES if name not in known]
+    filled = known | {name: GateView(gate=name, status="not judged") for name in missing}
+    extra = [name for name in known if name not in GATE_NAMES]
+    return tuple(filled[name] for name in (*GATE_NAMES, *extra))
+
+
+def render_report(data: ReportData) -> str:
+    """Write the page.
+
+    Args:
+        data: What the run left behind; every part of it may be missing.
+
+    Returns:
+        A complete HTML document that loads nothing from anywhere.
+    """
+    page = _environment().get_template("template.html.jinja")
+    rows = flip_rows(data.answers)
+    return page.render(
+        data=data,
+        scores=charts.interval_chart([_whisker(arm) for arm in data.arms]),
+        metrics=tuple(dict.fromkeys(name for arm in data.arms for name in arm.metrics)),
+        topics=topic_rows(data.answers),
+        rows=rows,
+        filters=[(kind, title, sum(kind in r.kinds for r in rows)) for kind, title in FILTERS.items()],
+        first_rows=FIRST_ROWS,
+        digests=digest_rows(data),
+        **_gate_parts(data),
+        **_curves(data),
+    )
+
+
+def _gate_parts(data: ReportData) -> dict[str, Any]:
+    gates, settings = all_gates(data.gates), threshold_rows(data.blocked_at or "")
+    blocking = next((gate for gate in gates if gate.gate == data.blocked_at), None)
+    return {
+        "gates": gates,
+        "blocking": blocking,
+        "thresholds": settings,
+        "likely": likely_threshold(settings, blocking.failing if blocking else ()),
+    }
+
+
+def _curves(data: ReportData) -> dict[str, Any]:
+    training = [(point.step, point.loss) for point in data.curve]
+    validation = [(e.step, e.loss) for e in data.training.eval_losses] if data.training else []
+    rates = [(p.step, p.learning_rate) for p in data.curve if p.learning_rate is not None]
+    steps = [step for step, _ in (*training, *validation)]
+    return {
+        "losses": charts.loss_chart(training, validation),
+        "rates": charts.line_chart(rates, steps),
+        "peak_rate": max((rate for _, rate in rates), default=0.0),
+    }
+
+
+def _verdicts(row: AnswerRow) -> tuple[bool | None, bool | None, bool | None]:
+    return is_right(row.baseline_scores), is_right(row.tuned_scores), is_right(row.shipped_scores)
+
+
+def _flip_row(row: AnswerRow) -> FlipRow:
+    base, tuned, shipped = verdicts = _verdicts(row)
+    given = [verdict for verdict in verdicts if verdict is not None]
+    belongs = {
+        "broken": (base, tuned) == (True, False),
+        "quantization-broke": (tuned, shipped) == (True, False),
+        "fixed": (base, tuned) == (False, True),
+        "quantization-fixed": (tuned, shipped) == (False, True),
+        "all-wrong": bool(given) and not any(given),
+        "all-right": bool(given) and all(given),
+    }
+    kinds = tuple(kind for kind in FILTERS if belongs[kind])
+    label = ", ".join(FILTERS[kind].lower() for kind in kinds) or ("mixed" if given else "not graded")
+    return FlipRow(row, kinds, label[0].upper() + label[1:])
+
+
+def _share(verdicts: Iterable[bool | None]) -> float | None:
+    known = [verdict for verdict in verdicts if verdict is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _whisker(arm: EvalReport) -> charts.Whisker:
+    # A malformed report closes a gate, and the page about that must not fail over it.
+    interval = arm.metrics.get(arm.metric)
+    low, high = (interval.low, interval.high) if interval else (arm.value, arm.value)
+    return charts.Whisker(arm.arm, min(low, arm.value), arm.value, max(high, arm.value))
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    names = ("percent", "points", "count", "compact", "size", "duration", "moment", "number", "short", "value",
+             "sides", "comparison", "metric")  # fmt: skip
+    environment.filters.update({name: getattr(numbers, name) for name in names})
+    environment.filters.update(
+        polyline=charts.points, bars=charts.bars, composition=charts.composition, right=is_right, csp=_csp_source,
+        web=_is_web_address,
+    )  # fmt: skip
+    return environment
+
+
+def _csp_source(text: str) -> str:
+    """Name an inline block in a content security policy by its digest."""
+    return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+
+
+def _is_web_address(link: str) -> bool:
+    # A javascript: address would run when clicked, however well it is escaped.
+    return link.startswith(("http://", "https://"))

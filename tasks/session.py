@@ -1,0 +1,165 @@
+"""Open and close one run: lock, tracker, context; report, manifest and verdict at the end."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from core.artifacts import file_digest, write_json
+from core.config import Frozen
+from core.data.config import ChatTemplateName
+from gates.thresholds import GatesConfig
+from gates.verdict import GATE_NAMES, GateClosed
+from tasks.context import RunContext, StopHere, running
+from tasks.events import Watcher
+from tasks.report import write_report
+from tasks.tracking import Tracker
+from tasks.workspace import Workspace
+
+
+class Place(Frozen):
+    """Where a run works and records; none of it changes the result."""
+
+    workspace: Path
+    """Folder of everything the run writes."""
+    base: Path
+    """Folder that relative paths in the config start from."""
+    tracking_uri: str
+    """MLflow server or database."""
+    artifacts: Path | None = None
+    """Where a local MLflow store keeps files; None leaves it to the server."""
+    rerun_from: str | None = None
+    """Run this phase and the later ones even if nothing changed."""
+    until: str | None = None
+    """Stop after this phase and its gate."""
+
+
+class Purpose(Frozen):
+    """What the session needs to know of the run's settings."""
+
+    name: str
+    experiment: str
+    gates: GatesConfig
+    chat_template: ChatTemplateName
+    max_file_mb: int
+
+
+@contextmanager
+def session(purpose: Purpose, place: Place, settings: Frozen, watcher: Watcher) -> Iterator[RunContext]:
+    """Run a block as one tracked run in a locked workspace.
+
+    Whatever happens inside, the report, the manifest and the tracked status tell it
+    afterwards; the exception then travels on.
+    """
+    workspace = Workspace(place.workspace)
+    with workspace.locked():
+        forget_verdicts(workspace)
+        tracker = Tracker(place.tracking_uri, purpose.experiment, place.artifacts, max_file_mb=purpose.max_file_mb)
+        tracker.gates_view(GATE_NAMES)
+        tracker.start(purpose.name, settings)
+        context = RunContext(
+            name=purpose.name,
+            workspace=workspace,
+            tracker=tracker,
+            watcher=watcher,
+            base=place.base,
+            gates=purpose.gates,
+            rerun_from=place.rerun_from,
+            until=place.until,
+            chat_template=purpose.chat_template,
+        )
+        with running(context), _told(context, settings):
+            yield context
+
+
+def forget_verdicts(workspace: Workspace) -> None:
+    """Remove the gate files of the run before: every run is judged anew."""
+    for name in GATE_NAMES:
+        workspace.gate(name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _told(context: RunContext, settings: Frozen) -> Iterator[None]:
+    """Tell how a run ended, in the workspace and in the tracker."""
+    began = datetime.now(UTC)
+    clock = time.monotonic()
+    status, error = "passed", None
+    try:
+        yield
+    except GateClosed as closed:
+        status, error = "blocked", closed.verdict.summary
+        raise
+    except StopHere:
+        status = "partial"
+        raise
+    except BaseException as problem:
+        status, error = "failed", str(problem) or type(problem).__name__
+        raise
+    finally:
+        close(context, settings, Ending(status=status, error=error, started_at=began.isoformat(timespec="seconds"),
+                                        seconds=time.monotonic() - clock))  # fmt: skip
+
+
+class Ending(Frozen):
+    """How a run ended."""
+
+    status: str
+    """passed, partial, blocked or failed."""
+    error: str | None
+    started_at: str
+    seconds: float
+
+
+def close(context: RunContext, settings: Frozen, ending: Ending) -> None:
+    """Write report and manifest, and finish the tracked run."""
+    write_report(context, settings, ending)
+    write_manifest(context.workspace)
+    tracker = context.tracker
+    tracker.file(context.workspace.report)
+    for record in context.judged:
+        tracker.file(context.workspace.gate(record.gate), "gates")
+    tracker.table(gate_rows(context), "gates/checks")
+    tracker.describe(describe(context, ending))
+    if ending.error:
+        tracker.tag("error", ending.error[:4000])
+    tracker.finish(ending.status, run_title(context, ending))
+
+
+def run_title(context: RunContext, ending: Ending) -> str:
+    """Put the verdict into the run's name, where lists show it."""
+    day = ending.started_at[:10]
+    if ending.status == "blocked":
+        return f"BLOCKED {context.name} {day} at {context.judged[-1].gate}"
+    return f"{ending.status.upper()} {context.name} {day}"
+
+
+def gate_rows(context: RunContext) -> list[dict[str, object]]:
+    """Lay every check of every gate out as one table."""
+    return [
+        {"gate": record.gate, "status": record.status, **{k: str(v) for k, v in check.items()}}
+        for record in context.judged
+        for check in record.checks
+    ]
+
+
+def describe(context: RunContext, ending: Ending) -> str:
+    """Say on the run's page what the gates said, the closed one first."""
+    ordered = sorted(context.judged, key=lambda record: record.status == "passed")
+    rows = "\n".join(f"| {r.gate} | **{r.status.upper()}** | {r.summary} |" for r in ordered)
+    text = f"| gate | status | numbers |\n|---|---|---|\n{rows}\n\n" if rows else ""
+    return f"{text}Status: {ending.status}. Workspace: `{context.workspace.root}`"
+
+
+def write_manifest(workspace: Workspace) -> None:
+    """Write the digest of every file a run left in the workspace."""
+    files = sorted(p for p in workspace.root.rglob("*") if p.is_file() and _is_listed(workspace, p))
+    entries = {
+        p.relative_to(workspace.root).as_posix(): {"digest": file_digest(p), "bytes": p.stat().st_size} for p in files
+    }
+    write_json(workspace.manifest, {"files": entries})
+
+
+def _is_listed(workspace: Workspace, path: Path) -> bool:
+    parts = path.relative_to(workspace.root).parts
+    return path != workspace.manifest and not any(part.startswith(".") for part in parts)

@@ -1,0 +1,64 @@
+import pytest
+
+from core.data.leakage import count_duplicates, measure_leakage
+from core.data.reports import Leakage
+from core.errors import DataError
+
+NONE = Leakage(exact=0, normalised=0, groups=0)
+
+
+@pytest.fixture
+def lay(tmp_path, jsonl, make_row):
+    def go(**parts):
+        numbers = iter(range(1000))
+        for name in ("train", "val", "test"):
+            rows = [
+                make_row(next(numbers), question, answer, **meta)
+                for question, answer, meta in parts.get(name, [])
+            ]
+            jsonl(tmp_path / f"{name}.jsonl", rows)
+        return tmp_path
+
+    return go
+
+
+def test_clean_splits_show_nothing(lay):
+    folder = lay(train=[("a", "x", {})], val=[("b", "x", {})], test=[("c", "x", {})])
+    assert measure_leakage(folder) == {"train/val": NONE, "train/test": NONE, "val/test": NONE}
+
+
+def test_planted_leaks_are_counted_by_pair_and_kind(lay):
+    folder = lay(
+        train=[
+            ("Same question", "x", {"book": 1}),
+            ("exact", "x", {"book": 2}),
+            ("free", "x", {"book": "3"}),
+        ],
+        val=[("same  QUESTION", "other answer", {"book": 3})],
+        test=[("exact", "y", {"book": 2}), ("exact", "z", {"book": 1}), ("SAME question", "x", {"book": 9})],
+    )
+    assert measure_leakage(folder, "book") == {
+        "train/val": Leakage(exact=0, normalised=1, groups=0),
+        "train/test": Leakage(exact=1, normalised=2, groups=2),
+        "val/test": Leakage(exact=0, normalised=1, groups=0),
+    }
+    assert measure_leakage(folder)["train/test"].groups == 0
+
+
+def test_a_row_without_group_is_named(lay):
+    folder = lay(train=[("a", "x", {"book": 1})], val=[("b", "x", {})])
+    with pytest.raises(DataError) as error:
+        measure_leakage(folder, "book")
+    assert error.value.where == "row r1 (rows.jsonl:2)"
+    assert "'book'" in error.value.what
+
+
+@pytest.mark.parametrize("value", ["", "  ", None, ["a"], {"a": 1}])
+def test_blank_and_structured_groups_are_refused(lay, value):
+    with pytest.raises(DataError, match="row r0"):
+        measure_leakage(lay(train=[("a", "x", {"book": value})]), "book")
+
+
+def test_duplicates_are_equal_conversations(lay):
+    folder = lay(train=[("a", "x", {}), ("A ", "X", {}), ("a", "y", {}), ("a", "x", {"m": 1})])
+    assert count_duplicates(folder / "train.jsonl") == 2

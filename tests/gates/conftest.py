@@ -1,0 +1,150 @@
+"""One set of reports that opens every gate; each test spoils one thing in it.
+
+600 rows: 480 train, 60 val, 60 test. The base answers 12 of 60, the tuned model 48 of 60,
+Q8_0 the same 48, Q4_K_M 47 of them.
+"""
+
+import pytest
+
+from core.data.reports import Leakage, SplitReport
+from core.deployment.reports import BundledFile, BundleReport, Smoke
+from core.evaluation.reports import Decoding, EvalReport, MetricValue
+from core.quantization.reports import QuantizedFile, QuantReport
+from core.training.reports import EvalLoss, TrainReport
+
+
+def digest(name: str) -> str:
+    """A made-up digest that is the same for the same name."""
+    return "sha256:" + name.encode().hex().ljust(64, "0")[:64]
+
+
+def evaluation(arm: str, scores: tuple[float, ...], model: str) -> EvalReport:
+    value = sum(scores) / len(scores)
+    return EvalReport(
+        arm=arm,
+        metric="exact_match",
+        value=value,
+        n=len(scores),
+        metrics={"exact_match": MetricValue(value=value, low=0.0, high=1.0, n=len(scores))},
+        ids=tuple(f"row-{place}" for place in range(len(scores))),
+        scores={"exact_match": scores},
+        split_digest=digest("test"),
+        model_digest=digest(model),
+        decoding=Decoding(strategy="greedy", max_new_tokens=64, prompt_digest=digest("prompts")),
+        resamples=2000,
+        confidence=0.95,
+        seed=3407,
+        tokens_per_second=100.0,
+    )
+
+
+def right(count: int, n: int = 60) -> tuple[float, ...]:
+    return (1.0,) * count + (0.0,) * (n - count)
+
+
+@pytest.fixture
+def scored():
+    """Build an evaluation: scored(arm, scores, model)."""
+    return evaluation
+
+
+@pytest.fixture
+def split():
+    none = Leakage(exact=0, normalised=0, groups=0)
+    return SplitReport(
+        train=480,
+        val=60,
+        test=60,
+        requested={"train": 0.8, "val": 0.1, "test": 0.1},
+        duplicates=0,
+        leakage={"train/val": none, "train/test": none, "val/test": none},
+        digests={name: digest(name) for name in ("train", "val", "test")},
+        rejected_share=0.01,
+        max_rejected=0.05,
+        strategy="random",
+        seed=3407,
+    )
+
+
+@pytest.fixture
+def baseline():
+    return evaluation("baseline", right(12), "base")
+
+
+@pytest.fixture
+def tuned():
+    return evaluation("tuned", right(48), "merged")
+
+
+@pytest.fixture
+def training():
+    return TrainReport(
+        base_digest=digest("base"),
+        train_digest=digest("train"),
+        adapter_digest=digest("adapter"),
+        merged_digest=digest("merged"),
+        steps=180,
+        total_steps=180,
+        epochs=3.0,
+        samples=480,
+        truncated=0,
+        tokens=9000,
+        first_loss=2.5,
+        final_loss=0.4,
+        window=10,
+        eval_losses=(
+            EvalLoss(step=60, loss=1.2),
+            EvalLoss(step=120, loss=0.8),
+            EvalLoss(step=180, loss=0.82),
+        ),
+        trainable_parameters=1000,
+        parameters=100_000,
+        merge_error=1e-5,
+        seconds=30.0,
+        error=None,
+    )
+
+
+def quantized_file(kind: str, count: int, size: int) -> QuantizedFile:
+    return QuantizedFile(
+        type=kind,
+        path=f"model-{kind}.gguf",
+        digest=digest(kind),
+        bytes=size,
+        has_magic=True,
+        loads=True,
+        prompt_mismatches=0,
+        evaluation=evaluation(kind, right(count), kind),
+    )
+
+
+@pytest.fixture
+def quantized():
+    return QuantReport(
+        merged_digest=digest("merged"),
+        merged_bytes=10_000_000,
+        files=(quantized_file("Q8_0", 48, 5_500_000), quantized_file("Q4_K_M", 47, 3_000_000)),
+    )
+
+
+@pytest.fixture
+def bundle():
+    return BundleReport(
+        gguf_type="Q4_K_M",
+        gguf_digest=digest("Q4_K_M"),
+        verified_digest=digest("Q4_K_M"),
+        files=(
+            BundledFile(path="model.gguf", digest=digest("Q4_K_M"), bytes=3_000_000),
+            BundledFile(path="model-card.md", digest=digest("card"), bytes=2000),
+        ),
+        missing=(),
+        card_errors=(),
+        smoke=Smoke(
+            prompt="What is 2 + 2?",
+            answer="4",
+            tokens=2,
+            tokens_per_second=20.0,
+            load_seconds=0.4,
+            memory_mb=900.0,
+        ),
+    )
