@@ -158,13 +158,17 @@ def home(settings: Settings) -> Finding:
     try:
         settings.home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=settings.home) as folder:
-            with closing(sqlite3.connect(Path(folder) / "probe.db")) as probe:
-                probe.execute("pragma journal_mode=wal")
-                probe.execute("create table probe (value)")
-                probe.commit()
+            _try_database(Path(folder) / "probe.db")
     except (OSError, sqlite3.Error) as error:
         return Finding(name="home", ok=False, detail=f"{settings.home}: {error}", fix=fix)
     return Finding(name="home", ok=True, detail=f"{settings.home} (SQLite {sqlite3.sqlite_version})")
+
+
+def _try_database(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as probe:
+        probe.execute("pragma journal_mode=wal")
+        probe.execute("create table probe (value)")
+        probe.commit()
 
 
 def ports(settings: Settings, *, prefect: int = 4200, mlflow: int = 5000) -> list[Finding]:
@@ -262,7 +266,7 @@ def _scheduled(api: PrefectApi, timeout: float) -> int:
     return 0
 
 
-def _post(url: str, body: dict[str, Any], *, attempts: int = 20) -> Any:
+def _post(url: str, body: dict[str, Any], *, attempts: int = 20) -> Any:  # noqa: ANN401 - JSON
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

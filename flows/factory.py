@@ -17,11 +17,11 @@ from gates.verdict import GateClosed
 from tasks.base_model import base_model
 from tasks.baseline import baseline
 from tasks.context import StopHere
-from tasks.deploy import deploy
+from tasks.deploy import Story, deploy
 from tasks.evaluate import evaluate
 from tasks.finetune import finetune
 from tasks.format_records import format_records
-from tasks.gate import through
+from tasks.gate import through, verdicts
 from tasks.ingest import ingest
 from tasks.quantize import quantize
 from tasks.release import release
@@ -77,6 +77,11 @@ def chain(name: str, run: RunConfig) -> str:
     )
     through(quantization_verified(scored.report, quantized.report, gates.quantization_verified))
 
-    bundle = deploy(quantized.artifact, tuned.artifact, run.deployment, name)
+    story = Story(
+        base_name=run.model.name, ingest=corpus.report, split=splits.report, baseline=base.report,
+        tuned=scored.report, trained=tuned.report, quantized=quantized.report,
+        model=run.model, lora=run.lora, training=run.training,
+    )  # fmt: skip
+    bundle = deploy(quantized.artifact, tuned.artifact, splits.artifact, story, run.deployment, name, verdicts())
     through(deployment_ready(bundle.report, quantized.report, gates.deployment_ready))
     return release(bundle.artifact, bundle.report, run.deployment)

@@ -72,7 +72,7 @@ def _pair(report: SplitReport, first: str, second: str, thresholds: DatasetValid
 
 def _counts(report: SplitReport) -> list[int]:
     leaks = chain.from_iterable(_leaks(shared) for shared in report.leakage.values())
-    return [report.train, report.val, report.test, report.duplicates, *leaks]
+    return [report.train, report.val, report.test, report.duplicates, report.removed, *leaks]
 
 
 def _leaks(shared: Leakage) -> tuple[int, int, int]:

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from core.config import Frozen
-from gates.verdict import GateName, Waiver
+from gates.verdict import Waiver
 
 
 class DatasetValidated(Frozen):
@@ -100,7 +100,3 @@ class GatesConfig(Frozen):
         if twice:
             raise ValueError(f"{', '.join(twice)} is waived twice; keep one reason")
         return self
-
-    def waiver_for(self, gate: GateName) -> Waiver | None:
-        """Return the waiver of a gate, if a person gave one."""
-        return next((waiver for waiver in self.waivers if waiver.gate == gate), None)

@@ -6,11 +6,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from core.data.config import ChatTemplateName
-from core.sinks import Fanout, MetricSink
 from gates.thresholds import GatesConfig
 from tasks.events import GateRecord, Watcher
-from tasks.tracking import Tracker
+from tasks.tracking import PhaseRun, Tracker
 from tasks.workspace import Workspace
 
 PHASES = ("ingest", "format", "split", "baseline", "finetune", "evaluate", "quantize", "deploy")
@@ -39,10 +40,12 @@ class RunContext:
     """Template for tokenizers that bring none of their own."""
     threads: int = 1
     """Threads of llama.cpp; spinning threads slow each other down on a shared machine."""
-    phase_sink: MetricSink = field(default_factory=Fanout)
-    """Where the running phase logs metrics by step."""
-    finished: list[str] = field(default_factory=list)
-    """Phases done or reused in this run."""
+    phase_run: PhaseRun | None = None
+    """The tracked run of the phase at work."""
+    reports: dict[str, BaseModel] = field(default_factory=dict)
+    """Report of every finished phase, for the page at the end."""
+    timings: list[tuple[str, str, float, str]] = field(default_factory=list)
+    """Phase, state, seconds, note; in order."""
     evidence: dict[str, str] = field(default_factory=dict)
     """Digests of the report files made so far, by path in the workspace."""
     judged: list[GateRecord] = field(default_factory=list)

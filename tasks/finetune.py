@@ -104,7 +104,7 @@ def train(
             training,
             checkpoints=context.workspace.root / training.output_dir,
             fingerprint=key,
-            sink=Fanout(status, TrainingLog(context.workspace.training_log), context.phase_sink,
+            sink=Fanout(status, TrainingLog(context.workspace.training_log), context.phase_run,
                         WatcherSink(context, plan.total_steps)),
             on_checkpoint=status.checkpointed,
             on_start=lambda progress: status.resumed(progress.step),
@@ -171,6 +171,7 @@ def make_report(
         parameters=tuned.parameters,
         merge_error=error,
         seconds=round(tuned.seconds, 3),
+        device=tuned.device,
         error=None,
     )
 

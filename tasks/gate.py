@@ -33,6 +33,11 @@ def through(verdict: Verdict) -> GateRecord:
     return record
 
 
+def verdicts() -> list[str]:
+    """Say in one line each what the gates of this run answered so far."""
+    return [f"{record.gate} {record.status}: {record.summary}" for record in current().judged]
+
+
 def find_waiver(gates: GatesConfig, verdict: Verdict) -> Waiver | None:
     """Return the waiver that applies: only to a closed gate, only by its name."""
     if verdict.passed:

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.states import Completed
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from core.artifacts import ArtifactRef, PhaseResult, fingerprint, path_digest, source_digest, write_json
 from core.config import Frozen
@@ -41,6 +43,7 @@ class PhaseRecord(Frozen):
     tracked_as: str
     """MLflow run of the execution that made the outputs."""
     seconds: float
+    note: str
 
 
 class Outcome(typing.NamedTuple):
@@ -66,8 +69,6 @@ def phase(name: str, result: type[Result], *, reads: tuple[str, ...]) -> Callabl
     def wrap(body: Body) -> Callable[..., Any]:
         sources = (*reads, body.__module__)
 
-        @task(name=name, persist_result=False, cache_policy=None)
-        @functools.wraps(body)
         def run(*inputs: Any) -> Any:
             context = current()
             key = fingerprint(name, source_digest(sources, ROOT), list(inputs))
@@ -76,11 +77,17 @@ def phase(name: str, result: type[Result], *, reads: tuple[str, ...]) -> Callabl
                 return _reuse(context, name, known, result)
             return _execute(context, name, key, functools.partial(body, context, key, *inputs))
 
-        run.__signature__ = inspect.Signature(list(inspect.signature(body).parameters.values())[2:])  # type: ignore[attr-defined]
+        # Prefect names the parameters it shows from the signature: those of the body, less our own two.
+        shown = list(inspect.signature(body).parameters.values())[2:]
+        run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        run.__name__, run.__doc__, run.__module__ = body.__name__, body.__doc__, body.__module__
+        carried = task(name=name, persist_result=False, cache_policy=NO_CACHE)(run)
 
         def call(*inputs: Any) -> Any:
             current().require_in_range(name)
-            return run(*inputs)
+            value = carried(*inputs)
+            # A reused phase ends in the state "Cached", which Prefect hands back whole.
+            return value.result() if isinstance(value, State) else value
 
         return call
 
@@ -106,9 +113,8 @@ def _reuse(context: RunContext, name: str, record: PhaseRecord, kind: type[Resul
     text = json.dumps(record.result).replace(HERE, json.dumps(str(context.workspace.root))[1:-1])
     result = kind.model_validate_json(text)
     context.evidence.update(record.outputs)
-    context.finished.append(name)
     context.tracker.reused(name, record.tracked_as)
-    context.watcher.phase_finished(name, "reused", 0.0, "unchanged")
+    _tell(context, name, "reused", 0.0, record.note, result.report)
     return Completed(name="Cached", message="nothing changed since the last run", data=result)
 
 
@@ -117,12 +123,12 @@ def _execute(context: RunContext, name: str, key: str, body: Callable[[], Outcom
     context.watcher.phase_started(name)
     began = time.monotonic()
     with context.tracker.phase(name) as tracked:
-        context.phase_sink = tracked
+        context.phase_run = tracked
         try:
             outcome = body()
         except BaseException as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)
-            context.watcher.phase_finished(name, "failed", time.monotonic() - began, first)
+            _tell(context, name, "failed", time.monotonic() - began, first, None)
             raise
         root = context.workspace.root
         outputs = {p.resolve().relative_to(root).as_posix(): path_digest(p) for p in outcome.outputs}
@@ -132,9 +138,15 @@ def _execute(context: RunContext, name: str, key: str, body: Callable[[], Outcom
     seconds = time.monotonic() - began
     _remember(context, name, key, outcome, outputs, tracked.run_id, seconds)
     context.evidence.update(outputs)
-    context.finished.append(name)
-    context.watcher.phase_finished(name, "done", seconds, outcome.note)
+    _tell(context, name, "done", seconds, outcome.note, outcome.result.report)
     return outcome.result
+
+
+def _tell(context: RunContext, name: str, state: str, seconds: float, note: str, report: BaseModel | None) -> None:
+    if report is not None:
+        context.reports[name] = report
+    context.timings.append((name, state, seconds, note))
+    context.watcher.phase_finished(name, state, seconds, note)
 
 
 def _remember(
@@ -144,7 +156,7 @@ def _remember(
     prefix = json.dumps(str(context.workspace.root))[1:-1]
     result = json.loads(outcome.result.model_dump_json().replace(prefix, HERE))
     record = PhaseRecord(
-        phase=name, key=key, result=result, outputs=outputs, tracked_as=run_id, seconds=round(seconds, 3)
+        phase=name, key=key, result=result, outputs=outputs, tracked_as=run_id, seconds=round(seconds, 3), note=outcome.note
     )
     write_json(context.workspace.phase_record(name), record)
 

@@ -27,6 +27,8 @@ def release(bundle: Bundle, report: BundleReport, config: DeploymentConfig) -> s
     version = context.tracker.register(name, bundle.verified(), config.alias, tags)
     record = {
         "name": name, "version": version, "alias": config.alias, "digest": bundle.digest,
+        "gguf": next(file.path for file in report.files if file.digest == report.gguf_digest),
+        "gguf_digest": report.gguf_digest, "context_length": config.context_length,
         "tracking_uri": context.tracker.uri, "released_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
     write_json(context.workspace.private / "release.json", record)

@@ -13,7 +13,7 @@ from gates.thresholds import GatesConfig
 from gates.verdict import GATE_NAMES, GateClosed
 from tasks.context import RunContext, StopHere, running
 from tasks.events import Watcher
-from tasks.report import write_report
+from tasks.report.gather import Ending, write_report
 from tasks.tracking import Tracker
 from tasks.workspace import Workspace
 
@@ -99,16 +99,6 @@ def _told(context: RunContext, settings: Frozen) -> Iterator[None]:
     finally:
         close(context, settings, Ending(status=status, error=error, started_at=began.isoformat(timespec="seconds"),
                                         seconds=time.monotonic() - clock))  # fmt: skip
-
-
-class Ending(Frozen):
-    """How a run ended."""
-
-    status: str
-    """passed, partial, blocked or failed."""
-    error: str | None
-    started_at: str
-    seconds: float
 
 
 def close(context: RunContext, settings: Frozen, ending: Ending) -> None:

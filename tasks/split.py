@@ -12,15 +12,10 @@ class Divided(PhaseResult[Splits, SplitReport]):
     """The splits and what they share."""
 
 
-@phase("split", Divided, reads=("core.data.split", "core.data.dedup"))
+@phase("split", Divided, reads=("core.data.split", "core.data.dedup", "core.data.leakage"))
 def split(context: RunContext, key: str, dataset: Dataset, formatted: FormatReport, config: SplitConfig) -> Outcome:
     """Divide, then measure leakage from the written files."""
     target = context.workspace.splits
-    report = divide(dataset.verified(), target, config).model_copy(
-        update={
-            "rejected_share": formatted.rejected / max(formatted.rows, 1),
-            "max_rejected": formatted.max_rejected,
-        }
-    )
+    report = divide(dataset.verified(), target, config, formatted=formatted)
     note = f"train {report.train:,} · val {report.val:,} · test {report.test:,}"
     return Outcome(Divided(artifact=Splits.of(target), report=report), (target,), note)

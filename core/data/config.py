@@ -1,6 +1,6 @@
 """Settings of the data room."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,9 @@ class SourceConfig(Frozen):
     """Shape of the rows; auto looks at the keys of each row."""
     weight: float = Field(default=1.0, gt=0)
     """Share of this source in the mix, relative to the others."""
+
+    # Files are known by the digest of their content, see ``sources.source_digests``.
+    not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"path"})
 
 
 class FormatConfig(Frozen):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from pydantic import ValidationError
 
 from core.config import Frozen
 from core.data.reports import IngestReport, SourceCount, SplitReport
@@ -45,6 +46,7 @@ from core.deployment.card_schema import (
 from core.deployment.config import DeploymentConfig
 from core.deployment.reports import Smoke
 from core.deployment.templates import render_page
+from core.errors import ConfigError
 from core.evaluation.reports import EvalReport
 from core.models.config import LoraConfig, ModelConfig
 from core.training.config import TrainingConfig
@@ -126,7 +128,22 @@ def build_card(facts: CardFacts) -> ModelCard:
 
     Returns:
         A card that holds only measured numbers and stated intentions.
+
+    Raises:
+        ConfigError: If a fact the card must state is blank.
     """
+    try:
+        return _card(facts)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        raise ConfigError(
+            f"the model card cannot be written: {first['msg']}",
+            where=".".join(["model card", problem.title, *(str(step) for step in first["loc"])]),
+            fix="fill in the deployment block of the config",
+        ) from problem
+
+
+def _card(facts: CardFacts) -> ModelCard:
     wanted = facts.deployment
     return ModelCard(
         model_id=facts.name,
@@ -154,7 +171,7 @@ def build_card(facts: CardFacts) -> ModelCard:
         ethics=Ethics(environmental_impact=_energy(facts)),
         created_at=facts.created_at,
         created_by=facts.created_by,
-        license=wanted.license,
+        license=wanted.license or None,
     )
 
 

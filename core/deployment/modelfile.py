@@ -12,10 +12,10 @@ from typing import Literal, TypeAlias
 import jinja2
 
 from core.config import Frozen
-from core.errors import ConfigError
+from core.errors import ConfigError, ModelError
 
 Message: TypeAlias = Mapping[str, str]
-Render: TypeAlias = Callable[[Sequence[Message], bool], str]
+Render: TypeAlias = Callable[[list[dict[str, str]], bool], str]
 """The tokenizer's chat template: (messages, add_generation_prompt) to text."""
 Role: TypeAlias = Literal["system", "user", "assistant"]
 
@@ -25,6 +25,9 @@ _MARKS: dict[Role, tuple[str, ...]] = {
     "assistant": ("Qassistantq1Z", "Qassistantq2Z"),
 }
 """Contents no template trims, changes or contains."""
+
+_REFUSED = (jinja2.TemplateError, ModelError)
+"""How a template says no to a conversation: itself, or through the tokenizer that speaks it."""
 
 NO_TEMPLATE = (
     "# No TEMPLATE: this model's chat template depends on more than the roles of the messages, and a Go\n"
@@ -84,7 +87,8 @@ def probe_chat(render: Render, *, bos: str = "") -> ChatShape | None:
     """Find the shape of a chat template by rendering marked conversations.
 
     Args:
-        render: The tokenizer's chat template.
+        render: The tokenizer's chat template; raises ``jinja2.TemplateError`` or ``ModelError`` on
+            a conversation it refuses.
         bos: Text the runtime puts first by itself (``bos_token`` if the GGUF file says
             ``add_bos_token``, else nothing); it is taken off the shape, or it would come twice.
 
@@ -93,23 +97,23 @@ def probe_chat(render: Render, *, bos: str = "") -> ChatShape | None:
     """
     try:
         plain = _plain_shape(render, bos)
-    except jinja2.TemplateError:
+    except _REFUSED:
         return None
     if plain is None:
         return None
     try:
         shape = _with_system(plain, _opened(render, bos, "system", "user"))
         checked = (*_PLAIN_CHECKS, *_SYSTEM_CHECKS)
-    except jinja2.TemplateError:
+    except _REFUSED:
         # Templates without a system role raise on one.
         shape = plain.model_copy(update={"opening": plain.no_system, "no_system": ""})
         checked = _PLAIN_CHECKS
     return shape if shape and _reproduces(shape, render, bos, checked) else None
 
 
-def _conversation(*roles: Role) -> list[Message]:
+def _conversation(*roles: Role) -> list[dict[str, str]]:
     seen: dict[Role, int] = dict.fromkeys(_MARKS, 0)
-    messages: list[Message] = []
+    messages: list[dict[str, str]] = []
     for role in roles:
         messages.append({"role": role, "content": _MARKS[role][seen[role]]})
         seen[role] += 1

@@ -94,24 +94,24 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family(n_norms=4, has_head_norms=True, defaults=GEMMA3_DEFAULTS),
 }
 
+SIGLIP = VisionShape()
+
 PUBLISHED: dict[str, ModelShape] = {
     "google/gemma-3-1b-it": ModelShape("gemma3_text", 1152, 26, 4, 1, 256, 6912, 262_144, True),
     "google/gemma-3-4b-it": ModelShape(
-        "gemma3_text", 2560, 34, 8, 4, 256, 10_240, 262_208, True, vision=VisionShape()
+        "gemma3_text", 2560, 34, 8, 4, 256, 10240, 262208, True, vision=SIGLIP
     ),
     "google/gemma-3-12b-it": ModelShape(
-        "gemma3_text", 3840, 48, 16, 8, 256, 15_360, 262_208, True, vision=VisionShape()
+        "gemma3_text", 3840, 48, 16, 8, 256, 15360, 262208, True, vision=SIGLIP
     ),
     "google/gemma-3-27b-it": ModelShape(
-        "gemma3_text", 5376, 62, 32, 16, 128, 21_504, 262_208, True, vision=VisionShape()
+        "gemma3_text", 5376, 62, 32, 16, 128, 21504, 262208, True, vision=SIGLIP
     ),
     "meta-llama/Llama-3.1-8B-Instruct": ModelShape("llama", 4096, 32, 32, 8, 128, 14_336, 128_256, False),
     "meta-llama/Llama-3.2-1B-Instruct": ModelShape("llama", 2048, 16, 32, 8, 64, 8192, 128_256, True),
     "meta-llama/Llama-3.2-3B-Instruct": ModelShape("llama", 3072, 28, 24, 8, 128, 8192, 128_256, True),
     "mistralai/Mistral-7B-Instruct-v0.3": ModelShape("mistral", 4096, 32, 32, 8, 128, 14_336, 32_768, False),
-    "Qwen/Qwen2.5-7B-Instruct": ModelShape(
-        "qwen2", 3584, 28, 28, 4, 128, 18_944, 152_064, False, qkv_bias=True
-    ),
+    "Qwen/Qwen2.5-7B-Instruct": ModelShape("qwen2", 3584, 28, 28, 4, 128, 18_944, 152_064, False, True),
     "Qwen/Qwen3-0.6B": ModelShape("qwen3", 1024, 28, 16, 8, 128, 3072, 151_936, True),
     "Qwen/Qwen3-1.7B": ModelShape("qwen3", 2048, 28, 16, 8, 128, 6144, 151_936, True),
     "Qwen/Qwen3-4B": ModelShape("qwen3", 2560, 36, 32, 8, 128, 9728, 151_936, True),
@@ -178,14 +178,8 @@ def _shape(family: str, config: Mapping[str, Any]) -> ModelShape:
 
 
 def _vision(config: Mapping[str, Any]) -> VisionShape:
-    usual = VisionShape()
-    return VisionShape(
-        hidden=int(config.get("hidden_size", usual.hidden)),
-        layers=int(config.get("num_hidden_layers", usual.layers)),
-        intermediate=int(config.get("intermediate_size", usual.intermediate)),
-        image=int(config.get("image_size", usual.image)),
-        patch=int(config.get("patch_size", usual.patch)),
-    )
+    keys = ("hidden_size", "num_hidden_layers", "intermediate_size", "image_size", "patch_size")
+    return VisionShape(*(int(config.get(key, usual)) for key, usual in zip(keys, SIGLIP, strict=True)))
 
 
 def linears(shape: ModelShape) -> dict[str, tuple[int, int]]:
@@ -229,9 +223,13 @@ def _count_vision(vision: VisionShape, text_hidden: int) -> int:
     e, f = vision.hidden, vision.intermediate
     patches = (vision.image // vision.patch) ** 2
     embeddings = 3 * vision.patch**2 * e + e + patches * e
-    block = 4 * (e * e + e) + 2 * e * f + f + e + 4 * e
+    biases_and_norms = 4 * e + f + e + 4 * e
     projector = e * text_hidden + e
-    return embeddings + vision.layers * block + 2 * e + projector
+    return embeddings + _count_vision_blocks(vision) + vision.layers * biases_and_norms + 2 * e + projector
+
+
+def _count_vision_blocks(vision: VisionShape) -> int:
+    return vision.layers * (4 * vision.hidden**2 + 2 * vision.hidden * vision.intermediate)
 
 
 def count_lora(shape: ModelShape, lora: LoraConfig) -> int:
@@ -281,8 +279,7 @@ def estimate_training(shape: ModelShape, lora: LoraConfig, load: TrainingLoad) -
     """Estimate the peak of one training step with an adapter.
 
     The adapter and its gradient are float32. Over a 4-bit base everything else (embeddings, norms, the
-    head) is float32 as well. The head's peak holds three float32 tensors of [b, s, v] (log-probabilities,
-    their gradient, the logits' gradient) besides the logits themselves.
+    head) is float32 as well. Beside the logits [b, s, v] the loss holds three float32 tensors of that size.
     """
     trained = count_lora(shape, lora)
     tokens = load.micro_batch * load.window
@@ -301,23 +298,22 @@ def stored_weights(shape: ModelShape, width: int, is_4bit: bool) -> int:
     total = count_parameters(shape)
     if not is_4bit:
         return total * width
-    packed = count_block_weights(shape)
+    packed = count_block_weights(shape) + (_count_vision_blocks(shape.vision) if shape.vision else 0)
     return int(packed * NF4_BYTES) + (total - packed) * 4
 
 
 def _activation_bytes(shape: ModelShape, load: TrainingLoad) -> int:
     """Count what the backward pass keeps for one token.
 
-    A block keeps the inputs of its linear layers, q, k, v before and after rotation, the attention's
-    output and four tensors of the MLP; attention itself keeps nothing quadratic. At 16 bits the norms
-    keep float32 copies. With checkpointing only each block's input stays, plus one block at work.
+    A block keeps q, k, v before and after rotation, the attention's output, four tensors of the MLP, a
+    float32 tensor a norm, and the linear layers' inputs, which at 16 bits are copies; attention itself keeps
+    nothing quadratic. With checkpointing only each block's input stays, plus one block at work.
     """
     family, e = FAMILIES[shape.family], shape.hidden
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    values = (
-        4 * shape.intermediate + 4 * e + q + 2 * (q + 2 * kv) + (2 * (q + kv) if family.has_head_norms else 0)
-    )
-    block = load.width * values + (4 * e * (family.n_norms + 1) if load.width == 2 else 0)
+    inputs = 5 * e if load.width == 2 else e
+    norms = family.n_norms * e + (q + kv if family.has_head_norms else 0)
+    block = load.width * (4 * shape.intermediate + q + 2 * (q + 2 * kv) + inputs) + 4 * norms
     if not load.is_checkpointed:
         return block * shape.layers
     residual = 4 if load.is_4bit else load.width
@@ -394,11 +390,7 @@ VRAM_TABLE = (
 
 
 def recommended_settings(vram_gb: float) -> dict[str, int]:
-    """Suggest settings for a card, as dotted config keys; the micro-batch is the table's lower one.
-
-    Args:
-        vram_gb: Memory of the card; less than the table's smallest row gets that row.
-    """
+    """Suggest settings for a card of so much memory, as dotted config keys, with the lower micro-batch."""
     row = next((row for row in reversed(VRAM_TABLE) if vram_gb >= row.vram_gb), VRAM_TABLE[0])
     return {
         "lora.r": row.r,

@@ -43,5 +43,7 @@ class TrainReport(Frozen):
     merge_error: float
     """Largest logit difference between base + adapter and the merged model."""
     seconds: float
+    device: str
+    """What it ran on: cpu, or the name of the GPU."""
     error: str | None
     """What killed training, if anything."""

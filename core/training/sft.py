@@ -30,6 +30,7 @@ class Tuned(NamedTuple):
     seconds: float
     trainable_parameters: int
     parameters: int
+    device: str
 
 
 class SftInputs(NamedTuple):
@@ -103,8 +104,9 @@ def finetune(
             scaler=scaler,
         )
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return Tuned(
-        progress, plan, time.monotonic() - began, sum(n for n, on in sizes if on), sum(n for n, _ in sizes)
+        progress, plan, time.monotonic() - began, sum(n for n, on in sizes if on), sum(n for n, _ in sizes), name
     )
 
 

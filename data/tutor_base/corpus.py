@@ -26,7 +26,7 @@ KINDS: dict[str, Writer] = {
     "stories": story_document,
     "chat": chat_document,
 }
-ODDS: dict[str, int] = {"arithmetic": 30, "units": 10, "facts": 34, "stories": 8, "chat": 18}
+ODDS: dict[str, int] = {"arithmetic": 28, "units": 11, "facts": 29, "stories": 8, "chat": 24}
 """How many of a hundred documents are of each kind; chats are short, so they weigh less in tokens."""
 
 

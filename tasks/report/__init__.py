@@ -1,1 +1,1 @@
-"""The page a person reads after a run: one HTML file that needs nothing else."""
+"""The report page of a run."""

@@ -141,11 +141,11 @@ def line_chart(values: Sequence[tuple[int, float]], steps: Sequence[int]) -> tup
 
 def bars(values: Mapping[str, float], total: float) -> tuple[Bar, ...]:
     """Make bars from zero; the longest fills the width, shares are of ``total``."""
-    longest = max(values.values(), default=0.0)
+    longest = max(values.values(), default=0.0) or 1.0
     return tuple(
-        Bar(label, value, value / total if total else 0.0, 0.0, round(100 * value / longest, 3) if longest else 0.0)
+        Bar(label, value, value / total if total else 0.0, 0.0, round(100 * value / longest, 3))
         for label, value in values.items()
-    )  # fmt: skip
+    )
 
 
 def composition(parts: Mapping[str, float]) -> tuple[Bar, ...]:

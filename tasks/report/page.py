@@ -6,8 +6,9 @@ brings, which it names by their digests.
 """
 
 import base64
+import functools
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,10 +23,18 @@ from core.training.reports import TrainReport
 from gates.thresholds import GatesConfig
 from gates.verdict import GATE_NAMES, Value
 from tasks.report import charts, numbers
+from tasks.report.answers import FILTERS, flip_rows, is_right, topic_rows
+from tasks.report.answers import AnswerRow as AnswerRow
+from tasks.report.answers import Flips as Flips
+from tasks.report.answers import flips as flips
 
 FIRST_ROWS = 200
 """Answers shown before someone asks for all of them."""
-NO_TOPIC = "(no topic)"
+NUMBER_FILTERS = (
+    *("percent", "points", "count", "compact", "size", "duration", "moment"),
+    *("number", "short", "value", "sides", "comparison", "metric"),
+)
+"""Functions of ``numbers`` that the template may call."""
 
 
 class CheckView(Frozen):
@@ -71,22 +80,6 @@ class CurvePoint(Frozen):
     learning_rate: float | None = None
 
 
-class AnswerRow(Frozen):
-    """One test question with what each model answered; None where a model was not asked."""
-
-    id: str
-    question: str
-    reference: str
-    topic: str | None = None
-    baseline: str | None = None
-    tuned: str | None = None
-    shipped: str | None = None
-    """Answer of the quantized file that the bundle ships."""
-    baseline_scores: dict[str, float] = {}
-    tuned_scores: dict[str, float] = {}
-    shipped_scores: dict[str, float] = {}
-
-
 class ReportData(Frozen):
     """All a run knows about itself; what it never reached is None or empty."""
 
@@ -126,106 +119,12 @@ class ReportData(Frozen):
         return tuple(e for e in (self.baseline, self.tuned, *(f.evaluation for f in files)) if e is not None)
 
 
-class Flips(NamedTuple):
-    """Answers sorted by what tuning, and then quantization, did to them."""
-
-    fixed: tuple[AnswerRow, ...]
-    """Baseline wrong, tuned right."""
-    broken: tuple[AnswerRow, ...]
-    """Baseline right, tuned wrong."""
-    same_right: tuple[AnswerRow, ...]
-    same_wrong: tuple[AnswerRow, ...]
-    quantization_broke: tuple[AnswerRow, ...]
-    """Tuned right, shipped wrong."""
-    quantization_fixed: tuple[AnswerRow, ...]
-    """Tuned wrong, shipped right."""
-
-
-class FlipRow(NamedTuple):
-    """A row of the answer table: the filters it belongs to, and its kind in words."""
-
-    row: AnswerRow
-    kinds: tuple[str, ...]
-    label: str
-
-
-class TopicRow(NamedTuple):
-    """Share of right answers within one topic; None where a model was not asked."""
-
-    topic: str
-    n: int
-    baseline: float | None
-    tuned: float | None
-    shipped: float | None
-
-
 class ThresholdRow(NamedTuple):
     """A setting of a gate, as it is written after ``-o``."""
 
     key: str
     default: Value
     meaning: str
-
-
-FILTERS = {
-    "broken": "Broken by tuning",
-    "quantization-broke": "Broken by quantization",
-    "fixed": "Fixed by tuning",
-    "quantization-fixed": "Fixed by quantization",
-    "all-wrong": "All wrong",
-    "all-right": "All right",
-}
-"""Filters of the answer table, worst news first; the table is sorted in this order."""
-
-
-def is_right(scores: Mapping[str, float]) -> bool | None:
-    """Tell whether an answer counts as right.
-
-    That is exact match where it was graded, and full marks in every metric otherwise.
-
-    Returns:
-        None when the answer was not graded.
-    """
-    if not scores:
-        return None
-    return scores.get("exact_match", min(scores.values())) >= 1
-
-
-def flips(answers: Iterable[AnswerRow]) -> Flips:
-    """Sort answers by what changed; averages hide exactly this.
-
-    A row takes part in a comparison only if both of its answers were graded.
-    """
-    rows = [(r, *_verdicts(r)) for r in answers]
-    return Flips(
-        fixed=tuple(r for r, base, tuned, _ in rows if (base, tuned) == (False, True)),
-        broken=tuple(r for r, base, tuned, _ in rows if (base, tuned) == (True, False)),
-        same_right=tuple(r for r, base, tuned, _ in rows if (base, tuned) == (True, True)),
-        same_wrong=tuple(r for r, base, tuned, _ in rows if (base, tuned) == (False, False)),
-        quantization_broke=tuple(r for r, _, tuned, ship in rows if (tuned, ship) == (True, False)),
-        quantization_fixed=tuple(r for r, _, tuned, ship in rows if (tuned, ship) == (False, True)),
-    )
-
-
-def flip_rows(answers: Sequence[AnswerRow]) -> tuple[FlipRow, ...]:
-    """Give every answer its filters and words, worst news first."""
-    order = {kind: place for place, kind in enumerate((*FILTERS, ""))}
-    rows = [_flip_row(row) for row in answers]
-    return tuple(sorted(rows, key=lambda flip: order[(*flip.kinds, "")[0]]))
-
-
-def topic_rows(answers: Sequence[AnswerRow]) -> tuple[TopicRow, ...]:
-    """Compute the share of right answers by topic, largest topic first; empty without topics."""
-    if all(row.topic is None for row in answers):
-        return ()
-    groups: dict[str, list[AnswerRow]] = {}
-    for row in answers:
-        groups.setdefault(row.topic or NO_TOPIC, []).append(row)
-    rows = [
-        TopicRow(topic, len(group), *(_share(column) for column in zip(*map(_verdicts, group), strict=True)))
-        for topic, group in groups.items()
-    ]
-    return tuple(sorted(rows, key=lambda row: (-row.n, row.topic)))
 
 
 def threshold_rows(gate: str) -> tuple[ThresholdRow, ...]:
@@ -235,14 +134,20 @@ def threshold_rows(gate: str) -> tuple[ThresholdRow, ...]:
         return ()
     thresholds = getattr(GatesConfig(), block)
     return tuple(
-        ThresholdRow(f"gates.{block}.{name}", getattr(thresholds, name), " ".join((field.description or "").split()))
+        ThresholdRow(
+            key=f"gates.{block}.{name}",
+            default=getattr(thresholds, name),
+            meaning=" ".join((field.description or "").split()),
+        )
         for name, field in type(thresholds).model_fields.items()
-    )  # fmt: skip
+    )
 
 
 def likely_threshold(settings: Sequence[ThresholdRow], failing: Sequence[CheckView]) -> str | None:
-    """Guess which setting a person means to change: one that holds a failed check's threshold, or any number."""
-    numeric = [row for row in settings if isinstance(row.default, int | float) and not isinstance(row.default, bool)]
+    """Guess which setting a person would change: one equal to a failed check's threshold, or any number."""
+    numeric = [
+        row for row in settings if isinstance(row.default, int | float) and not isinstance(row.default, bool)
+    ]
     sides = [check.threshold for check in failing if isinstance(check.threshold, int | float)]
     held = [row.key for row in numeric if row.default in sides]
     return next(iter([*held, *(row.key for row in numeric)]), None)
@@ -253,8 +158,12 @@ def digest_rows(data: ReportData) -> tuple[tuple[str, str], ...]:
     rows = [("Base model", data.baseline.model_digest)] if data.baseline else []
     if data.training:
         made = data.training
-        rows = [("Base model", made.base_digest), ("Training file", made.train_digest),
-                ("Adapter", made.adapter_digest), ("Merged model", made.merged_digest)]  # fmt: skip
+        rows = [
+            ("Base model", made.base_digest),
+            ("Training file", made.train_digest),
+            ("Adapter", made.adapter_digest),
+            ("Merged model", made.merged_digest),
+        ]
     rows += [(f"Split {name}", digest) for name, digest in (data.split.digests if data.split else {}).items()]
     prompts = {arm.arm: arm.decoding.prompt_digest for arm in data.arms}
     if len(set(prompts.values())) == 1:
@@ -321,31 +230,6 @@ def _curves(data: ReportData) -> dict[str, Any]:
     }
 
 
-def _verdicts(row: AnswerRow) -> tuple[bool | None, bool | None, bool | None]:
-    return is_right(row.baseline_scores), is_right(row.tuned_scores), is_right(row.shipped_scores)
-
-
-def _flip_row(row: AnswerRow) -> FlipRow:
-    base, tuned, shipped = verdicts = _verdicts(row)
-    given = [verdict for verdict in verdicts if verdict is not None]
-    belongs = {
-        "broken": (base, tuned) == (True, False),
-        "quantization-broke": (tuned, shipped) == (True, False),
-        "fixed": (base, tuned) == (False, True),
-        "quantization-fixed": (tuned, shipped) == (False, True),
-        "all-wrong": bool(given) and not any(given),
-        "all-right": bool(given) and all(given),
-    }
-    kinds = tuple(kind for kind in FILTERS if belongs[kind])
-    label = ", ".join(FILTERS[kind].lower() for kind in kinds) or ("mixed" if given else "not graded")
-    return FlipRow(row, kinds, label[0].upper() + label[1:])
-
-
-def _share(verdicts: Iterable[bool | None]) -> float | None:
-    known = [verdict for verdict in verdicts if verdict is not None]
-    return sum(known) / len(known) if known else None
-
-
 def _whisker(arm: EvalReport) -> charts.Whisker:
     # A malformed report closes a gate, and the page about that must not fail over it.
     interval = arm.metrics.get(arm.metric)
@@ -353,6 +237,7 @@ def _whisker(arm: EvalReport) -> charts.Whisker:
     return charts.Whisker(arm.arm, min(low, arm.value), arm.value, max(high, arm.value))
 
 
+@functools.cache  # compiling the templates takes ten times as long as filling them
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -361,13 +246,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = ("percent", "points", "count", "compact", "size", "duration", "moment", "number", "short", "value",
-             "sides", "comparison", "metric")  # fmt: skip
-    environment.filters.update({name: getattr(numbers, name) for name in names})
-    environment.filters.update(
-        polyline=charts.points, bars=charts.bars, composition=charts.composition, right=is_right, csp=_csp_source,
-        web=_is_web_address,
-    )  # fmt: skip
+    environment.filters.update({name: getattr(numbers, name) for name in NUMBER_FILTERS})
+    environment.filters.update(bars=charts.bars, composition=charts.composition, polyline=charts.points)
+    environment.filters.update(right=is_right, csp=_csp_source, web=_is_web_address)
     return environment
 
 

@@ -20,6 +20,8 @@ from flows.servers import down, prefect_api, private_prefect, running, start_pre
 from flows.settings import SOURCE, Settings, read_settings
 
 RUN = """
+import logging
+
 from flows.settings import apply, prefect_environment, read_settings
 from flows.servers import start_prefect, without_heartbeats
 
@@ -49,6 +51,9 @@ with start_prefect(settings) as api:
         broken()
 
     api.wait()
+    # What Prefect's senders say when a run ends before everything is sent.
+    logging.getLogger("EventsWorker").warning("still processing")
+    logging.getLogger("APILogWorker").warning("still processing")
     with without_heartbeats():
         state = gated(return_state=True)
         print(state.type.value, state.name, state.message)
@@ -100,7 +105,7 @@ def gone(pid, seconds):
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
-    return Settings(home=home, cache=tmp_path_factory.mktemp("cache"))
+    return Settings(home=home, cache=tmp_path_factory.getbasetemp() / "cache")
 
 
 @pytest.fixture(scope="module")

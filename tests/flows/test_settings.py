@@ -9,8 +9,9 @@ import pytest
 
 from flows.settings import LOGGING, SOURCE, apply, prefect_environment, read_settings, server_environment
 
-READ = ["FACTORY_HOME", "FACTORY_CACHE", "PREFECT_API_URL", "MLFLOW_TRACKING_URI", "HF_HOME", "NO_PROXY", "NO_COLOR",
-        "XDG_CACHE_HOME", "no_proxy", "CC", "PREFECT_API_DATABASE_CONNECTION_URL"]  # fmt: skip
+READ = ["FACTORY_HOME", "FACTORY_CACHE", "PREFECT_API_URL", "MLFLOW_TRACKING_URI", "HF_HOME", "NO_PROXY"]
+READ += ["NO_COLOR", "XDG_CACHE_HOME", "no_proxy", "CC", "PREFECT_API_DATABASE_CONNECTION_URL", "PYTHONPATH"]
+READ += ["PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_SERVER_LOGGING_LEVEL"]
 
 
 @pytest.fixture(autouse=True)

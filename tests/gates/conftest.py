@@ -101,6 +101,7 @@ def training():
         parameters=100_000,
         merge_error=1e-5,
         seconds=30.0,
+        device="cpu",
         error=None,
     )
 

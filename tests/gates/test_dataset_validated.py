@@ -132,4 +132,5 @@ def test_files_without_digests_close_it(split, digests):
 def test_negative_counts_close_it(split):
     assert failed(leaking(split, "train/test", exact=-1)) == {"smallest count"}
     assert failed(split.model_copy(update={"duplicates": -1})) == {"smallest count"}
+    assert failed(split.model_copy(update={"removed": -1})) == {"smallest count"}
     assert failed(split.model_copy(update={"rejected_share": -0.5})) == {"rejected share known"}

@@ -1,5 +1,6 @@
 """A model's shape and its tokenizer, as GGUF metadata."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,24 +57,11 @@ def write_identity(writer: GGUFWriter, name: str, file_type: int, vocab: Vocab) 
         file_type: llama.cpp's number of the type most weights have.
         vocab: The vocabulary that goes into the file.
     """
-    lowered = name.lower()
-    mentions = "phi-3" in lowered or "phi3" in lowered
-    if vocab.trims_after_control and not mentions:
+    mention = re.compile(r"(phi)-?(3)", re.IGNORECASE)
+    if not vocab.trims_after_control:
+        name = mention.sub(r"\1 \2", name)
+    elif not mention.search(name):
         name = f"{name} (phi-3 tokenizer)"
-    if mentions and not vocab.trims_after_control:
-        at = lowered.find("phi")
-        while at >= 0:
-            if lowered[at + 3 : at + 4] == "3":
-                name, lowered = (
-                    name[: at + 3] + " " + name[at + 3 :],
-                    lowered[: at + 3] + " " + lowered[at + 3 :],
-                )
-            elif lowered[at + 3 : at + 5] == "-3":
-                name, lowered = (
-                    name[: at + 3] + " " + name[at + 4 :],
-                    lowered[: at + 3] + " " + lowered[at + 4 :],
-                )
-            at = lowered.find("phi", at + 1)
     writer.add_name(name)
     writer.add_file_type(file_type)
     writer.add_quantization_version(GGML_QUANT_VERSION)

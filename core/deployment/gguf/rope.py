@@ -34,8 +34,9 @@ def write_rope(writer: GGUFWriter, config: Any, family: Family) -> Factors:
     kind = rope.get("rope_type", "default")
     if kind not in family.rope_types:
         raise ModelError(
-            f"rope type {kind} cannot be written for {family.arch}; supported: {', '.join(family.rope_types)}",
+            f"rope type {kind} cannot be written for {family.arch}",
             where="config.json:rope_parameters",
+            fix=f"use one of {', '.join(family.rope_types)}",
         )
     width = _rotated_width(rope, config, family)
     writer.add_rope_dimension_count(width)

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import llama_cpp as lib
 
 BATCH = 512
-# ggml_log_level of the least important message worth keeping.
-WARN = 3
+# ggml_log_level of warnings and errors.
+KEPT_LEVELS = (3, 4)
 
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
 def _print_warnings(level: int, text: bytes, _: object) -> None:
     """Keep llama.cpp's warnings and errors; its thousand lines of chatter would bury them."""
-    if level >= WARN:
+    if level in KEPT_LEVELS:
         sys.stderr.write(text.decode("utf-8", "replace"))
         sys.stderr.flush()
 

@@ -77,7 +77,7 @@ class LlamaRuntime:
             start_new_session=True,
         )
         try:
-            self.vocabulary: int = self._finish(self._receive("loading"))["vocabulary"]
+            self.vocabulary: int = self._reply("loading")["vocabulary"]
         except BaseException:
             self.close()
             raise
@@ -101,6 +101,7 @@ class LlamaRuntime:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None and not pipe.closed:
                 _close_quietly(pipe)
+        self._log.close()
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Turn a conversation into the prompt's tokens, with the file's own template and tokenizer.
@@ -194,14 +195,18 @@ class LlamaRuntime:
     def _ask(self, request: dict[str, Any], stream: Callable[[str], None] | None = None) -> dict[str, Any]:
         with self._lock:
             self._send(request)
-            try:
-                return self._finish(self._receive(request["op"]), stream)
-            except FactoryError:
-                raise
-            except BaseException:
-                # Interrupted half-way: later replies would belong to this request.
-                self._process.kill()
-                raise
+            return self._reply(request["op"], stream)
+
+    def _reply(self, during: str, stream: Callable[[str], None] | None = None) -> dict[str, Any]:
+        try:
+            last = self._last(self._receive(during), stream)
+        except BaseException:
+            # Interrupted half-way: later replies would belong to this request.
+            self._process.kill()
+            raise
+        if "error" in last:
+            raise self._refusal(last["error"], last["message"], last["fix"])
+        return dict(last["done"])
 
     def _send(self, request: dict[str, Any]) -> None:
         pipe = self._process.stdin
@@ -220,17 +225,14 @@ class LlamaRuntime:
             yield json.loads(line)
         raise self._failure(during)
 
-    def _finish(
-        self, replies: Iterator[dict[str, Any]], stream: Callable[[str], None] | None = None
+    def _last(
+        self, replies: Iterator[dict[str, Any]], stream: Callable[[str], None] | None
     ) -> dict[str, Any]:
         for reply in replies:
-            if "text" in reply:
-                if stream is not None:
-                    stream(reply["text"])
-            elif "done" in reply:
-                return dict(reply["done"])
-            else:
-                raise self._refusal(reply["error"], reply["message"], reply["fix"])
+            if "text" not in reply:
+                return reply
+            if stream is not None:
+                stream(reply["text"])
         raise AssertionError("replies end only by raising")
 
     def _refusal(self, kind: str, message: str, fix: str) -> FactoryError:
@@ -247,6 +249,8 @@ class LlamaRuntime:
         return EngineFailed(f"{self.path.name}: llama.cpp died ({during}, exit code {code})\n{self._tail(8)}")
 
     def _tail(self, lines: int) -> str:
+        if self._log.closed:
+            return ""
         self._log.seek(0)
         text = self._log.read().decode("utf-8", "replace").strip()
         return "\n".join(text.splitlines()[-lines:])

@@ -92,7 +92,9 @@ def _encode(engine: Engine, request: dict[str, Any], reply: Reply) -> None:
     template = engine.metadata("tokenizer.chat_template")
     if template is None:
         raise Refused(
-            "model", "the file has no chat template", "give the tokenizer a chat template and write the file again"
+            "model",
+            "the file has no chat template",
+            "give the tokenizer a chat template and write the file again",
         )
     prompt = render(template, request["messages"], engine.special_tokens())
     # The template writes the first token itself; adding special tokens would double it.

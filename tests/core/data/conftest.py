@@ -58,7 +58,7 @@ def _finish(
 
 @pytest.fixture(scope="session")
 def byte_level() -> Make:
-    """Byte-level BPE, as in Llama 3 and Qwen; so few merges that most letters beyond ASCII are several tokens."""
+    """Byte-level BPE, as in Llama 3 and Qwen; few merges, so letters beyond ASCII are several tokens."""
 
     def make(adds_bos: bool = True, special: Iterable[str] = tuple(SPECIAL)) -> PreTrainedTokenizerFast:
         tokenizer = Tokenizer(models.BPE())

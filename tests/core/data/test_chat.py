@@ -22,7 +22,9 @@ EOT = {
 # Families met in the field, written anew: what matters is how they behave.
 QWEN3 = """
 {%- set ns = namespace(last=-1) -%}
-{%- for m in messages -%}{%- if m.role == "user" -%}{%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}
+{%- for m in messages -%}
+{%- if m.role == "user" -%}{%- set ns.last = loop.index0 -%}{%- endif -%}
+{%- endfor -%}
 {%- for m in messages -%}
 {{- "<|im_start|>" + m.role + "\n" -}}
 {%- if m.role == "assistant" and loop.index0 > ns.last -%}{{- "<think>\n\n</think>\n\n" -}}{%- endif -%}
@@ -34,7 +36,9 @@ REFUSES_SYSTEM = """
 {{- bos_token -}}
 {%- if messages[0].role == "system" -%}{{- raise_exception("System role not supported") -}}{%- endif -%}
 {%- for m in messages -%}
-{%- if (m.role == "user") != (loop.index0 % 2 == 0) -%}{{- raise_exception("Roles must alternate") -}}{%- endif -%}
+{%- if (m.role == "user") != (loop.index0 % 2 == 0) -%}
+{{- raise_exception("Roles must alternate") -}}
+{%- endif -%}
 {{- "<start_of_turn>" + m.role + "\n" + m.content + "<end_of_turn>\n" -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- "<start_of_turn>assistant\n" -}}{%- endif -%}
@@ -59,7 +63,8 @@ CLOSES_TWICE = """
 MARKED = """
 {%- for m in messages -%}
 {{- "<|im_start|>" + m.role + "\n" -}}
-{%- if m.role == "assistant" -%}{% generation %}{{- m.content + "<|im_end|>" -}}{% endgeneration %}{{- "\n" -}}
+{%- if m.role == "assistant" -%}
+{% generation %}{{- m.content + "<|im_end|>" -}}{% endgeneration %}{{- "\n" -}}
 {%- else -%}{{- m.content + "<|im_end|>\n" -}}{%- endif -%}
 {%- endfor -%}
 """

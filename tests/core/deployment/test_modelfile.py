@@ -1,28 +1,31 @@
 import re
 from pathlib import Path
+from typing import get_args
 
 import jinja2
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from core.data.config import ChatTemplateName
 from core.deployment import modelfile
 from core.deployment.modelfile import ChatShape, Turn, go_template, probe_chat, render_modelfile
-from core.errors import ConfigError
+from core.errors import ConfigError, ModelError
 
-CHATML = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}{% endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+CHATML = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 # A default system message, as Qwen 2.5 has it.
 DEFAULT_SYSTEM = (
-    "{% if messages[0].role != 'system' %}<|im_start|>system\nBe {{ '{{' }}kind}}.<|im_end|>\n{% endif %}" + CHATML
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nBe {{ '{{' }}kind}}.<|im_end|>\n{% endif %}"
+    + CHATML
 )
+HEAD = "'<|start_header_id|>' + m.role + '<|end_header_id|>\n\n'"
+ANSWER = "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 LLAMA3 = """{{ bos_token }}{% for m in messages -%}
-{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}
-{%- endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
+{{ HEAD + m.content | trim + '<|eot_id|>' }}{% endfor %}ANSWER"""
 # A system header in every conversation, as Llama 3.1 has it.
-LLAMA31 = """{{ bos_token }}<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n\n
-{%- if messages[0].role == 'system' %}{{ messages[0].content }}{% set messages = messages[1:] %}{% endif %}<|eot_id|>
-{%- for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content + '<|eot_id|>' }}
-{%- endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
+LLAMA31 = """{{ bos_token }}<|start_header_id|>system<|end_header_id|>\n\nKnows all until 2023.\n\n
+{%- if messages[0].role == 'system' %}{{ messages[0].content }}{% set messages = messages[1:] %}{% endif %}
+{{- '<|eot_id|>' }}{% for m in messages %}{{ HEAD + m.content + '<|eot_id|>' }}{% endfor %}ANSWER"""
 GEMMA = """{{ bos_token }}{% if messages[0].role == 'system' %}{% set first = messages[0].content + '\n\n' %}
 {%- set turns = messages[1:] %}{% else %}{% set first = '' %}{% set turns = messages %}{% endif %}
 {%- for m in turns %}{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' }}
@@ -30,10 +33,15 @@ GEMMA = """{{ bos_token }}{% if messages[0].role == 'system' %}{% set first = me
 {%- if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
 ZEPHYR = """{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}
 {%- if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}"""
-QUOTES = '''{% for m in messages %}{{ '\\"""{' + m.role + '}:\\t\\u200b{' + m.content + '\\\\' + '}' }}{% endfor %}
-{%- if add_generation_prompt %}{{ '"{{answer}}"{' }}{% endif %}'''
+QUOTES = '''{% for m in messages %}{{ '\\"""{' + m.role + '}:\\t\\u200b{' + m.content + '\\\\' + '}' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '"{{answer}}"{' }}{% endif %}'''
+BRACES = """{% for m in messages %}{{ m.role + ':{' + m.content + '}' }}{% endfor %}
+{%- if add_generation_prompt %}assistant:{{ '{' }}{% endif %}"""
 # An empty thought before the last answer only, as in Qwen 3: no answer is last when one is asked for.
-THOUGHT = CHATML.replace("m.content +", "('<think></think>' if loop.last and m.role == 'assistant' else '') + m.content +")
+THOUGHT = CHATML.replace(
+    "m.content +", "('<think></think>' if loop.last and m.role == 'assistant' else '') + m.content +"
+)
+LLAMA3, LLAMA31 = (text.replace("HEAD", HEAD).replace("ANSWER", ANSWER) for text in (LLAMA3, LLAMA31))
 EXPRESSIBLE = {
     "chatml": CHATML,
     "default system": DEFAULT_SYSTEM,
@@ -42,14 +50,22 @@ EXPRESSIBLE = {
     "gemma": GEMMA,
     "zephyr": ZEPHYR,
     "quotes": QUOTES,
+    "braces": BRACES,
     "thought": THOUGHT,
 }
-SHIPPED = sorted((Path(modelfile.__file__).parents[1] / "data/templates").glob("*.jinja"))
+SHIPPED = Path(modelfile.__file__).parents[1] / "data/templates"
 CONVERSATIONS = (
     [("user", "hi")],
     [("system", "Be brief."), ("user", "What is 2 + 2?")],
     [("user", "Who? <tag>"), ("assistant", 'He said "x"\nand {{ left }}.'), ("user", "why\n\nso?")],
-    [("system", "S"), ("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "4"), ("user", "5")],
+    [
+        ("system", "S"),
+        ("user", "one"),
+        ("assistant", "two"),
+        ("user", "three"),
+        ("assistant", "4"),
+        ("user", "5"),
+    ],
 )
 KNOBS = {"system": "Be brief.", "temperature": 0.0, "context": 512}
 
@@ -79,6 +95,8 @@ def go_parse(source):
     here = root
     for index, token in enumerate(tokens):
         if index % 2 == 0:
+            # Go takes any two braces for the start of an action, also the first two of three.
+            assert "{{" not in token and not token.endswith("{")
             if token:
                 here.append(("text", token))
         elif token.startswith(("if ", "range ")):
@@ -169,9 +187,9 @@ def test_go_template_prompts_like_the_tokenizer(source, turns):
     assert ollama(go_template(shape), conversation(turns)) == expected
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_every_template_the_project_brings_can_be_expressed(path):
-    render = hugging_face(path.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", get_args(ChatTemplateName))
+def test_every_template_the_project_brings_can_be_expressed(name):
+    render = hugging_face((SHIPPED / f"{name}.jinja").read_text(encoding="utf-8"))
     shape = probe_chat(render, bos="<s>")
     for turns in CONVERSATIONS:
         expected = render(conversation(turns), True).removeprefix("<s>")
@@ -203,9 +221,9 @@ def test_shape_of_gemma_puts_the_system_message_inside_the_user_turn():
         # Turns are numbered.
         CHATML.replace("m.role +", "m.role ~ loop.index +"),
         # The system message moves to the last question, as in later Mistral templates.
-        """{% for m in messages %}{% if m.role == 'user' %}[INST] {% if loop.last and messages[0].role == 'system' %}
-{{- messages[0].content + '\n\n' }}{% endif %}{{ m.content }}[/INST]{% elif m.role == 'assistant' %}
-{{- m.content }}</s>{% endif %}{% endfor %}""",
+        """{% for m in messages %}{% if m.role == 'user' %}[INST] {% if loop.last and
+messages[0].role == 'system' %}{{ messages[0].content + '\n\n' }}{% endif %}{{ m.content }}[/INST]{% elif
+m.role == 'assistant' %}{{ m.content }}</s>{% endif %}{% endfor %}""",
         # The system message is dropped.
         CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"),
         # Every conversation is refused.
@@ -221,6 +239,17 @@ def test_templates_that_depend_on_more_than_roles_are_left_to_ollama(source):
     assert "# No TEMPLATE" in text
 
 
+def test_a_renderer_may_refuse_in_the_words_of_the_project():
+    plain = hugging_face(CHATML)
+
+    def render(messages, add_generation_prompt):
+        if messages[0]["role"] == "system":
+            raise ModelError("the chat template refuses a conversation")
+        return plain(messages, add_generation_prompt)
+
+    assert probe_chat(render).system is None
+
+
 def test_a_template_without_a_system_role_refuses_a_system_prompt():
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
     shape = probe_chat(hugging_face(refusing), bos="<s>")
@@ -233,7 +262,7 @@ def test_a_template_without_a_system_role_refuses_a_system_prompt():
 
 def test_modelfile_holds_what_it_was_given():
     shape = probe_chat(hugging_face(LLAMA3), bos="<s>")
-    system = 'Answer "briefly".\nAlways.'
+    system = 'Answer "briefly"\nAlways.'
     stops = ("<|eot_id|>", "\nUser:", 'say "stop"')
     text = render_modelfile(
         "model-Q4_K_M.gguf", shape, stops=stops, system=system, temperature=0.7, context=2048
@@ -260,7 +289,12 @@ def test_every_template_survives_the_modelfile(source):
 
 def test_no_system_prompt_no_instruction():
     text = render_modelfile("m.gguf", None, stops=(), system=None, temperature=0, context=128)
-    assert [name for name, _ in ollama_instructions(text)] == ["FROM", "temperature", "num_ctx", "repeat_penalty"]
+    assert [name for name, _ in ollama_instructions(text)] == [
+        "FROM",
+        "temperature",
+        "num_ctx",
+        "repeat_penalty",
+    ]
 
 
 @pytest.mark.parametrize(("system", "stop"), [('a """ b', "x"), (None, '"""')])

@@ -13,10 +13,15 @@ from gates.verdict import GATE_NAMES
 from tasks.report.page import AnswerRow, CheckView, CurvePoint, GateView, PhaseView, ReportData
 
 CAPITALS = (
-    ("Ghana", "Accra", "Africa"), ("Kenya", "Nairobi", "Africa"), ("Peru", "Lima", "Americas"),
-    ("Chile", "Santiago", "Americas"), ("Japan", "Tokyo", "Asia"), ("Nepal", "Kathmandu", "Asia"),
-    ("Norway", "Oslo", "Europe"), ("Spain", "Madrid", "Europe"),
-)  # fmt: skip
+    ("Ghana", "Accra", "Africa"),
+    ("Kenya", "Nairobi", "Africa"),
+    ("Peru", "Lima", "Americas"),
+    ("Chile", "Santiago", "Americas"),
+    ("Japan", "Tokyo", "Asia"),
+    ("Nepal", "Kathmandu", "Asia"),
+    ("Norway", "Oslo", "Europe"),
+    ("Spain", "Madrid", "Europe"),
+)
 PHASES = ("ingest", "format", "split", "baseline", "finetune", "evaluate", "quantize", "deploy")
 
 
@@ -40,7 +45,9 @@ def answer(number: int) -> AnswerRow:
         question=f"Round {number}: what is the capital of {country}?",
         reference=f"{capital}.",
         topic=topic,
-        baseline=f"{capital}." if base else f"The capital of {country} is a large city that many people visit.",
+        baseline=f"{capital}."
+        if base
+        else f"The capital of {country} is a large city that many people visit.",
         tuned=f"{capital}." if tuned else "Paris.",
         shipped=f"{capital}." if shipped else "",
         baseline_scores=scored(base),
@@ -58,7 +65,9 @@ def evaluation(arm: str, value: float, half: float, speed: float) -> EvalReport:
         n=260,
         metrics={
             "exact_match": MetricValue(value=value, low=value - half, high=min(1.0, value + half), n=260),
-            "token_f1": MetricValue(value=min(1.0, value + 0.03), low=value, high=min(1.0, value + 0.06), n=260),
+            "token_f1": MetricValue(
+                value=min(1.0, value + 0.03), low=value, high=min(1.0, value + 0.06), n=260
+            ),
         },
         ids=("q0",),
         scores={"exact_match": (1.0,)},
@@ -89,18 +98,23 @@ def quantized_file(kind: str, size: int, value: float, letter: str) -> Quantized
 def check(name: str, observed: float, comparison: str, threshold: float, passed: bool) -> CheckView:
     """Make one check."""
     return CheckView(
-        name=name, observed=observed, threshold=threshold, comparison=comparison, passed=passed, detail="counted"
+        name=name,
+        observed=observed,
+        threshold=threshold,
+        comparison=comparison,
+        passed=passed,
+        detail="counted",
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def full() -> ReportData:
     """Return a run that passed every gate."""
     losses = [2.4 * math.exp(-i / 60) + 0.3 + 0.12 * math.sin(i * 2.3) for i in range(240)]
     return ReportData(
         name="geography-tutor",
         status="passed",
-        headline="The tuned model answers 90.8 % of the test questions, up from 20.0 %, and ships as a 2.1 MB Q4_K_M file.",
+        headline="Every gate is open: the tuned model answers 90.8 % of the test questions, up from 20.0 %.",
         started_at="2026-11-20T22:48:05+00:00",
         seconds=754.2,
         config_text="name: geography-tutor\nmodel:\n  name: models/tiny\n  framework: hf\n",
@@ -111,40 +125,77 @@ def full() -> ReportData:
                 checks=(
                     check("rows", 2600, ">=", 100, True),
                     check("share", 0.0213456, "<=", 0.05, True),
-                    CheckView(name="file", observed=digest("7"), threshold=digest("7"), comparison="==", passed=True),
+                    CheckView(
+                        name="file", observed=digest("7"), threshold=digest("7"), comparison="==", passed=True
+                    ),
                 ),
                 checked_at="2026-11-20T22:58:00+00:00",
             )
             for name in GATE_NAMES
         ),
         phases=tuple(
-            PhaseView(name=name, state="reused" if i < 3 else "done", seconds=0.4 + 40.0 * i, note="2,600 rows")
+            PhaseView(
+                name=name, state="reused" if i < 3 else "done", seconds=0.4 + 40.0 * i, note="2,600 rows"
+            )
             for i, name in enumerate(PHASES)
         ),
         ingest=IngestReport(
             rows=2710,
+            notes=("data/tutor/readme.txt was passed over: no known format",),
             sources=(
                 SourceCount(path="data/tutor/*.jsonl", files=4, rows=2400, taken=2400),
                 SourceCount(path="data/extra.csv", files=1, rows=620, taken=310),
             ),
         ),
         formatted=FormatReport(
-            rows=2710, kept=2600, rejected=65, duplicates=45,
+            rows=2710,
+            kept=2600,
+            rejected=65,
+            duplicates=45,
             reasons={"no answer": 41, "unknown shape": 16, "not valid JSON": 8},
-            formats={"alpaca": 1900, "messages": 700}, max_rejected=0.05,
+            formats={"alpaca": 1900, "messages": 700},
+            max_rejected=0.05,
         ),
         split=SplitReport(
-            train=2080, val=260, test=260, requested={"train": 0.8, "val": 0.1, "test": 0.1}, duplicates=0,
-            leakage={pair: Leakage(exact=0, normalised=0, groups=0) for pair in ("train/val", "train/test", "val/test")},
+            train=2080,
+            val=260,
+            test=260,
+            requested={"train": 0.8, "val": 0.1, "test": 0.1},
+            duplicates=0,
+            leakage={
+                pair: Leakage(exact=0, normalised=0, groups=0)
+                for pair in ("train/val", "train/test", "val/test")
+            },
             digests={"train": digest("1"), "val": digest("6"), "test": digest("7")},
-            rejected_share=0.024, max_rejected=0.05, strategy="random", seed=3407,
+            rejected_share=0.024,
+            max_rejected=0.05,
+            strategy="random",
+            seed=3407,
+            removed=12,
         ),
         training=TrainReport(
-            base_digest=digest("2"), train_digest=digest("1"), adapter_digest=digest("4"), merged_digest=digest("5"),
-            steps=240, total_steps=240, epochs=3, samples=2080, truncated=3, tokens=183_400, first_loss=2.61,
-            final_loss=0.352, window=24,
-            eval_losses=tuple(EvalLoss(step=s, loss=2.5 * math.exp(-s / 70) + 0.36) for s in range(0, 241, 40)),
-            trainable_parameters=3_400_000, parameters=271_000_000, merge_error=3.1e-05, seconds=402.0, error=None,
+            base_digest=digest("2"),
+            train_digest=digest("1"),
+            adapter_digest=digest("4"),
+            merged_digest=digest("5"),
+            steps=240,
+            total_steps=240,
+            epochs=3,
+            samples=2080,
+            truncated=3,
+            tokens=183_400,
+            first_loss=2.61,
+            final_loss=0.352,
+            window=24,
+            eval_losses=tuple(
+                EvalLoss(step=s, loss=2.5 * math.exp(-s / 70) + 0.36) for s in range(0, 241, 40)
+            ),
+            trainable_parameters=3_400_000,
+            parameters=271_000_000,
+            merge_error=3.1e-05,
+            seconds=402.0,
+            device="cpu",
+            error=None,
         ),
         curve=tuple(
             CurvePoint(step=i + 1, loss=loss, learning_rate=2e-4 * min((i + 1) / 5, (240 - i) / 235))
@@ -153,28 +204,42 @@ def full() -> ReportData:
         baseline=evaluation("baseline", 0.20, 0.048, 96.1),
         tuned=evaluation("tuned", 0.908, 0.034, 94.7),
         quantized=QuantReport(
-            merged_digest=digest("5"), merged_bytes=6_900_000,
-            files=(quantized_file("Q8_0", 3_640_000, 0.908, "9"), quantized_file("Q4_K_M", 2_140_000, 0.881, "a")),
+            merged_digest=digest("5"),
+            merged_bytes=6_900_000,
+            files=(
+                quantized_file("Q8_0", 3_640_000, 0.908, "9"),
+                quantized_file("Q4_K_M", 2_140_000, 0.881, "a"),
+            ),
         ),
         answers=tuple(answer(i) for i in range(260)),
         bundle=BundleReport(
-            gguf_type="Q4_K_M", gguf_digest=digest("a"), verified_digest=digest("a"),
+            gguf_type="Q4_K_M",
+            gguf_digest=digest("a"),
+            verified_digest=digest("a"),
             files=(
                 BundledFile(path="model-Q4_K_M.gguf", digest=digest("a"), bytes=2_140_000),
                 BundledFile(path="docs/model-card.md", digest=digest("b"), bytes=5210),
             ),
-            missing=(), card_errors=(),
+            missing=(),
+            card_errors=(),
             smoke=Smoke(
-                prompt="What is the capital of Ghana?", answer="Accra.", tokens=3, tokens_per_second=212.4,
-                load_seconds=0.42, memory_mb=148.3,
+                prompt="What is the capital of Ghana?",
+                answer="Accra.",
+                tokens=3,
+                tokens_per_second=212.4,
+                load_seconds=0.42,
+                memory_mb=148.3,
             ),
         ),
-        links={"MLflow run": "http://127.0.0.1:5000/#/experiments/1", "Prefect run": "http://127.0.0.1:4200/runs/1"},
+        links={
+            "MLflow run": "http://127.0.0.1:5000/#/experiments/1",
+            "Prefect run": "http://127.0.0.1:4200/runs/1",
+        },
         versions={"data-factory": "0.1.0", "python": "3.11.2", "torch": "2.13.0"},
-    )  # fmt: skip
+    )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def blocked(full: ReportData) -> ReportData:
     """Return the run as it looks when model-performance is closed."""
     failing = (

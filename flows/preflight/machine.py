@@ -1,0 +1,47 @@
+"""What this machine has: a GPU or not, free memory, free disk. Asks the driver's tool, never torch."""
+
+import importlib.metadata
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from core.models.resources import GB
+
+
+class Device(NamedTuple):
+    """Where a run would compute."""
+
+    words: str
+    is_gpu: bool
+    free: int
+    """Bytes that a run could take."""
+
+
+def find_device() -> Device:
+    """Find the first GPU and its free memory by nvidia-smi, else this machine's memory."""
+    tool = shutil.which("nvidia-smi")
+    # A CPU build of torch leaves the GPU idle, whatever the driver says.
+    if tool and not importlib.metadata.version("torch").endswith("+cpu") and (gpu := read_gpu(tool)):
+        return gpu
+    memory = psutil.virtual_memory()
+    return Device(f"CPU, {memory.total / GB:.1f} GB memory", False, memory.available)
+
+
+def read_gpu(tool: str) -> Device | None:
+    """Read the first GPU's name and memory from nvidia-smi; None if it reports none of its own."""
+    query = [tool, "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        name, total, free = answer.splitlines()[0].rsplit(",", 2)
+        return Device(f"{name}, {int(total) / 1024:.1f} GB", True, int(free) * 1024**2)
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None  # no driver behind the tool, or a GPU that shares the machine's memory ("[N/A]")
+
+
+def nearest_folder(path: Path) -> Path:
+    """Return the path or its nearest parent that exists."""
+    absolute = path.expanduser().absolute()
+    return next(place for place in (absolute, *absolute.parents) if place.is_dir())

@@ -1,0 +1,157 @@
+"""Gather what a run left behind into the data of its report page."""
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from core.artifacts import read_jsonl, write_text
+from core.config import Frozen
+from core.evaluation.reports import EvalReport
+from gates.verdict import GATE_NAMES
+from tasks.context import PHASES, RunContext
+from tasks.events import GateRecord
+from tasks.report.page import AnswerRow, CheckView, CurvePoint, GateView, PhaseView, ReportData, render_report
+
+PACKAGES = ("torch", "transformers", "peft", "llama-cpp-python", "prefect", "mlflow")
+
+
+class Ending(Frozen):
+    """How a run ended."""
+
+    status: str
+    """passed, partial, blocked or failed."""
+    error: str | None
+    started_at: str
+    seconds: float
+
+
+def write_report(context: RunContext, settings: Frozen, ending: Ending) -> Path:
+    """Write ``report.html`` of a run, however it ended."""
+    page = render_report(gather(context, settings, ending))
+    return write_text(context.workspace.report, page)
+
+
+def gather(context: RunContext, settings: Frozen, ending: Ending) -> ReportData:
+    """Read what the phases of this run reported; phases it never reached stay empty."""
+    blocked_at = context.judged[-1].gate if ending.status == "blocked" else None
+    reports: dict[str, Any] = context.reports
+    return ReportData(
+        name=context.name,
+        status=ending.status,
+        headline=headline(context, ending),
+        blocked_at=blocked_at,
+        error=ending.error if ending.status == "failed" else None,
+        started_at=ending.started_at,
+        seconds=ending.seconds,
+        config_text=yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        gates=gate_views(context.judged),
+        phases=tuple(phase_views(context)),
+        ingest=reports.get("ingest"),
+        formatted=reports.get("format"),
+        split=reports.get("split"),
+        training=reports.get("finetune"),
+        curve=curve(context),
+        baseline=reports.get("baseline"),
+        tuned=reports.get("evaluate"),
+        quantized=reports.get("quantize"),
+        answers=tuple(answers(context)),
+        bundle=reports.get("deploy"),
+        links={"MLflow run": f"{context.tracker.uri} run {context.tracker.run_id}"},
+        versions={name: version(name) for name in PACKAGES},
+    )
+
+
+def headline(context: RunContext, ending: Ending) -> str:
+    """Say the outcome in one sentence."""
+    match ending.status:
+        case "passed":
+            return "Every gate is open: the model is bundled, registered and ready to serve."
+        case "blocked":
+            return f"Stopped at {context.judged[-1].gate}: the model has not earned the next step."
+        case "partial":
+            return f"Stopped as asked after {context.until}; the gates so far are open."
+    return "The run failed; run the same command again to continue where it stopped."
+
+
+def gate_views(judged: list[GateRecord]) -> tuple[GateView, ...]:
+    """Lay out all five gates, judged or not."""
+    known = {record.gate: record for record in judged}
+    return tuple(_gate_view(name, known.get(name)) for name in GATE_NAMES)
+
+
+def _gate_view(name: str, record: GateRecord | None) -> GateView:
+    if record is None:
+        return GateView(gate=name, status="not judged")
+    return GateView(
+        gate=name,
+        status=record.status,
+        checks=tuple(CheckView.model_validate(check) for check in record.checks),
+        waiver_reason=record.waiver["reason"] if record.waiver else None,
+        checked_at=record.checked_at,
+    )
+
+
+def phase_views(context: RunContext) -> Iterator[PhaseView]:
+    """Lay out all eight phases, reached or not."""
+    known = {name: (state, seconds, note) for name, state, seconds, note in context.timings}
+    for name in PHASES:
+        state, seconds, note = known.get(name, ("not started", 0.0, ""))
+        yield PhaseView(name=name, state=state, seconds=seconds, note=note)
+
+
+def curve(context: RunContext) -> tuple[CurvePoint, ...]:
+    """Read the loss of every step, if this run has trained or reused training."""
+    if "finetune" not in context.reports:
+        return ()
+    return tuple(
+        CurvePoint(step=row["step"], loss=row["loss"]) for row in read_jsonl(context.workspace.curve)
+    )
+
+
+def answers(context: RunContext) -> Iterator[AnswerRow]:
+    """Join the answers of base, tuned model and shipped file, question by question."""
+    baseline = _rows(context, "baseline", "baseline")
+    tuned = _rows(context, "evaluate", "evaluation")
+    shipped = _rows(context, "quantize", f"quantization-{_shipped_type(context)}")
+    asked = baseline or tuned
+    for key, row in asked.items():
+        before, after, small = baseline.get(key), tuned.get(key), shipped.get(key)
+        yield AnswerRow(
+            id=key,
+            question=row["question"],
+            reference=row["reference"],
+            topic=_topic(row),
+            baseline=before and before["answer"],
+            tuned=after and after["answer"],
+            shipped=small and small["answer"],
+            baseline_scores=_scores(context.reports.get("baseline"), before),
+            tuned_scores=_scores(context.reports.get("baseline"), after),
+            shipped_scores=_scores(context.reports.get("baseline"), small),
+        )
+
+
+def _shipped_type(context: RunContext) -> str:
+    bundle: Any = context.reports.get("deploy")
+    if bundle is not None:
+        return str(bundle.gguf_type)
+    quantized: Any = context.reports.get("quantize")
+    return str(min(quantized.files, key=lambda file: file.bytes).type) if quantized else "none"
+
+
+def _rows(context: RunContext, phase: str, stem: str) -> dict[str, dict[str, Any]]:
+    if phase not in context.reports:
+        return {}
+    return {row["id"]: row for row in read_jsonl(context.workspace.metrics / f"{stem}-answers.jsonl")}
+
+
+def _topic(row: dict[str, Any]) -> str | None:
+    topic = row["metadata"].get("topic")
+    return None if topic is None else str(topic)
+
+
+def _scores(report: Any, row: dict[str, Any] | None) -> dict[str, float]:
+    names = report.metrics if isinstance(report, EvalReport) else ()
+    return {name: row[name] for name in names if row is not None and name in row}
