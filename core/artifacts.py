@@ -145,7 +145,7 @@ def fingerprint(*parts: Any) -> str:
 
 def _canonical(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        skipped = getattr(type(value), "not_in_fingerprint", frozenset())
+        skipped: frozenset[str] = getattr(type(value), "not_in_fingerprint", frozenset())
         fields = {k: _canonical(getattr(value, k)) for k in type(value).model_fields if k not in skipped}
         return {"__kind__": type(value).__name__, **fields}
     if value is None or isinstance(value, str | int | float | bool):

@@ -53,7 +53,7 @@ def estimate_table(report: PreflightReport) -> Table:
     return table
 
 
-def show_gates(workspace: Path, *, as_json: bool) -> int:
+def show_gates(workspace: Path, *, full: bool, as_json: bool) -> int:
     """Print the gates of a workspace; evidence that changed since makes a gate stale.
 
     Returns:
@@ -70,17 +70,17 @@ def show_gates(workspace: Path, *, as_json: bool) -> int:
         json.dump({"gates": rows, "not_judged": missing}, sys.stdout, indent=2)
         print()  # noqa: T201
     else:
-        print_gates(records, missing)
+        print_gates(records, missing, full=full)
     is_open = not missing and all(record.status in ("passed", "waived") for record in records)
     return 0 if is_open else 3
 
 
-def print_gates(records: list[GateRecord], missing: list[str]) -> None:
+def print_gates(records: list[GateRecord], missing: list[str], *, full: bool) -> None:
     """Print the table, waivers, and what has not been judged."""
     from flows.display import gate_table
 
     console = Console(highlight=False)
-    console.print(gate_table(records))
+    console.print(gate_table(records, full=full))
     for record in records:
         if record.waiver:
             console.print(f"{record.gate} waived by {record.waiver['by']} at {record.waiver['at']}: "

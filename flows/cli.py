@@ -57,11 +57,15 @@ def validate(config: ConfigPath, override: Overrides = None, json_: Json = False
 
 
 @app.command()
-def gates(workspace: WorkspacePath, json_: Json = False) -> None:
+def gates(
+    workspace: WorkspacePath,
+    full: Annotated[bool, typer.Option("--all", help="Show every check, not only limits and failures.")] = False,
+    json_: Json = False,
+) -> None:
     """Show the gates of a finished or blocked run. Exit code 3 if one is not open."""
     from flows.checks import show_gates
 
-    raise typer.Exit(show_gates(workspace, as_json=json_))
+    raise typer.Exit(show_gates(workspace, full=full, as_json=json_))
 
 
 @app.command()

@@ -79,7 +79,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     found = document.found + [each for text in overrides for each in _override(document, text)]
     data = _without_nulls(document.data, RunConfig)
     data.pop("$schema", None)
-    if not data.get("name"):
+    if data.get("name") in (None, ""):
         data["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "run"
     checked = check(data)
     if isinstance(checked, list):

@@ -172,17 +172,27 @@ class Screen(Silent):
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def gate_table(records: list[GateRecord]) -> Table:
-    """Draw gates with every number they were judged on."""
-    table = Table(title="Gates", title_justify="left", header_style="bold", expand=False)
+def gate_table(records: list[GateRecord], *, full: bool = False) -> Table:
+    """Draw gates with the numbers they were judged on.
+
+    Args:
+        records: Judged gates, in order.
+        full: Show every check; otherwise only limits of the config and checks that failed.
+    """
+    table = Table(title="Gates", title_justify="left", header_style="bold")
     for name in ("gate", "status", "check", "observed", "", "threshold"):
-        table.add_column(name, overflow="fold", justify="right" if name in ("observed", "threshold") else "left")
+        table.add_column(name, no_wrap=name != "check", justify="right" if name in ("observed", "threshold") else "left")
     for record in records:
-        for number, check in enumerate(record.checks):
-            first = (record.gate, Text(record.status.upper(), style=GATE_COLOURS.get(record.status, "yellow")))
+        chosen = [c for c in record.checks if full or c.get("is_limit") or not c["passed"]]
+        first = (record.gate, Text(record.status.upper(), style=GATE_COLOURS.get(record.status, "yellow")))
+        for number, check in enumerate(chosen):
             style = None if check["passed"] else "red"
             table.add_row(*(first if number == 0 else ("", "")), str(check["name"]), shown(check["observed"]),
                           str(check["comparison"]), shown(check["threshold"]), style=style)  # fmt: skip
+        rest = len(record.checks) - len(chosen)
+        if rest:
+            lead = first if not chosen else ("", "")
+            table.add_row(*lead, Text(f"and {rest} checks of the evidence, all passed", style="dim"))
         table.add_section()
     return table
 

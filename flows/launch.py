@@ -1,6 +1,7 @@
 """Start a run from the command line: settings, checks, servers, the flow, the ending."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,22 +82,31 @@ def require_fit(config: RunConfig, path: Path, workspace: Path) -> None:
 
 @contextmanager
 def orchestrated() -> Iterator[None]:
-    """Give Prefect its environment and a server for the duration of a run."""
-    from flows.servers import prefect_api
+    """Give Prefect its environment and a server for the duration of a run.
+
+    The server starts while this process imports what it needs.
+    """
+    from flows.servers import start_prefect, without_heartbeats
     from flows.settings import apply, prefect_environment, read_settings
 
     settings = read_settings()
-    with prefect_api(settings) as url:
-        apply(prefect_environment(settings, url))
-        yield
+    with start_prefect(settings) as api:
+        apply(prefect_environment(settings, api.url))
+        import flows.factory  # noqa: F401
+
+        api.wait()
+        with without_heartbeats():
+            yield
 
 
 def conduct(request: Launch, config: RunConfig, workspace: Path) -> Ending:
     """Run the flow with a display and show how it ended."""
     from flows.display import JsonLines, Screen, watching
+    from flows.settings import read_settings
     from tasks.session import Place
 
-    settings = read()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft|torch")
+    settings = read_settings()
     place = Place(
         workspace=workspace,
         base=Path.cwd(),
@@ -116,13 +126,6 @@ def conduct(request: Launch, config: RunConfig, workspace: Path) -> Ending:
         ending = execute(config, place)
     show(screen, ending, workspace)
     return ending
-
-
-def read():  # type: ignore[no-untyped-def]
-    """Read the environment's settings."""
-    from flows.settings import read_settings
-
-    return read_settings()
 
 
 def execute(config: RunConfig, place: "Place") -> Ending:

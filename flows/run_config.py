@@ -244,7 +244,10 @@ def _overlap(key: str, other: str) -> bool:
 
 
 def _pruned(data: dict[str, Any], keys: list[str]) -> dict[str, Any]:
-    """Copy the settings without the given keys; of a list with a wrong entry nothing is kept."""
+    """Copy the settings without the given keys; of a list with a wrong entry nothing is kept.
+
+    The one required key is filled in if need be: no rule depends on it, but none is asked without it.
+    """
     copy = deepcopy(data)
     for key in keys:
         names = list(itertools.takewhile(lambda step: not step.isdecimal(), key.split(".")))
@@ -253,6 +256,7 @@ def _pruned(data: dict[str, Any], keys: list[str]) -> dict[str, Any]:
             block = block.get(name) if isinstance(block, dict) else None
         if names and isinstance(block, dict):
             block.pop(names[-1], None)
+    copy.setdefault("model", {}).setdefault("name", "any")
     return copy
 
 
@@ -306,13 +310,13 @@ def _wanted(error: ErrorDetails) -> str:
         case "literal_error":
             return str(context["expected"]).replace("'", "")
         case "greater_than_equal":
-            return f"at least {context['ge']}"
+            return f"at least {context['ge']:g}"
         case "greater_than":
-            return f"greater than {context['gt']}"
+            return f"greater than {context['gt']:g}"
         case "less_than_equal":
-            return f"at most {context['le']}"
+            return f"at most {context['le']:g}"
         case "less_than":
-            return f"less than {context['lt']}"
+            return f"less than {context['lt']:g}"
         case "string_too_short":
             return "text that is not empty"
         case "too_short":

@@ -117,6 +117,14 @@ def prefect_environment(settings: Settings, api_url: str | None) -> dict[str, st
         "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
         "MLFLOW_TRACKING_URI": settings.mlflow_uri,
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        # The run's own display replaces the libraries' bars and advice.
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        # Threads that wait should sleep: spinning ones steal the cores from each other.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "NO_PROXY": exempt,
         "no_proxy": exempt,

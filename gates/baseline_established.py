@@ -4,7 +4,7 @@ from core.data.reports import SplitReport
 from core.evaluation.reports import EvalReport
 from gates.evidence import honest, whole
 from gates.thresholds import BaselineEstablished
-from gates.verdict import Check, Verdict, at_least, at_most, equals, is_true
+from gates.verdict import Check, Verdict, at_least, at_most, equals, is_true, limit
 
 
 def baseline_established(
@@ -25,7 +25,7 @@ def baseline_established(
     if scored is not None:
         checks += honest("baseline", scored)
         checks += _identified(scored)
-        checks.append(at_least("examples", scored.n, thresholds.min_examples))
+        checks.append(limit(at_least("examples", scored.n, thresholds.min_examples)))
     if scored is not None and split is not None:
         checks.append(equals("test file", scored.split_digest, split.digests.get("test")))
         checks.append(at_most("examples within the test split", scored.n, split.test))

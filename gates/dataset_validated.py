@@ -5,7 +5,7 @@ from itertools import chain
 from core.data.reports import Leakage, SplitReport
 from gates.evidence import whole
 from gates.thresholds import DatasetValidated
-from gates.verdict import Check, Verdict, at_least, at_most, differs
+from gates.verdict import Check, Verdict, at_least, at_most, differs, limit
 
 PAIRS = (("train", "val"), ("train", "test"), ("val", "test"))
 
@@ -33,13 +33,13 @@ def _amounts(report: SplitReport, thresholds: DatasetValidated) -> list[Check]:
     budget = report.max_rejected if thresholds.max_rejected is None else thresholds.max_rejected
     return [
         at_least("smallest count", min(_counts(report)), 0, "a negative count is not a count"),
-        at_least("rows", sum(sizes.values()), thresholds.min_rows),
+        limit(at_least("rows", sum(sizes.values()), thresholds.min_rows)),
         at_least("train rows", report.train, 1),
-        at_least("test rows", report.test, thresholds.min_test),
-        *(_share(name, size, report, thresholds.ratio_tolerance) for name, size in sizes.items()),
-        at_most("duplicates", report.duplicates, thresholds.max_duplicates),
+        limit(at_least("test rows", report.test, thresholds.min_test)),
+        *(limit(_share(name, size, report, thresholds.ratio_tolerance)) for name, size in sizes.items()),
+        limit(at_most("duplicates", report.duplicates, thresholds.max_duplicates)),
         at_least("rejected share known", report.rejected_share, 0),
-        at_most("rejected share", report.rejected_share, budget),
+        limit(at_most("rejected share", report.rejected_share, budget)),
     ]
 
 
@@ -64,8 +64,8 @@ def _pair(report: SplitReport, first: str, second: str, thresholds: DatasetValid
         f"{shared.exact} byte for byte, {shared.normalised} after normalisation" if shared else "not counted"
     )
     return [
-        at_most(f"{name} shared questions", questions, thresholds.max_leaked, detail),
-        at_most(f"{name} shared groups", shared.groups if shared else None, thresholds.max_leaked),
+        limit(at_most(f"{name} shared questions", questions, thresholds.max_leaked, detail)),
+        limit(at_most(f"{name} shared groups", shared.groups if shared else None, thresholds.max_leaked)),
         differs(f"{name} files", report.digests.get(first), report.digests.get(second)),
     ]
 

@@ -4,7 +4,7 @@ from core.deployment.reports import BundleReport, Smoke
 from core.quantization.reports import QuantReport
 from gates.evidence import MEGABYTE, whole
 from gates.thresholds import DeploymentReady
-from gates.verdict import Check, Verdict, above, at_least, at_most, equals, is_true
+from gates.verdict import Check, Verdict, above, at_least, at_most, equals, is_true, limit
 
 
 def deployment_ready(
@@ -37,7 +37,7 @@ def _complete(packed: BundleReport, thresholds: DeploymentReady) -> list[Check]:
         equals("model card errors", len(packed.card_errors), 0, "; ".join(packed.card_errors)),
     ]
     if thresholds.max_size_mb is not None:
-        checks.append(at_most("MB", None if size is None else size / MEGABYTE, thresholds.max_size_mb))
+        checks.append(limit(at_most("MB", None if size is None else size / MEGABYTE, thresholds.max_size_mb)))
     return checks
 
 
@@ -47,11 +47,11 @@ def _answers(smoke: Smoke, thresholds: DeploymentReady) -> list[Check]:
         is_true("the answer is not blank", bool(smoke.answer.strip())),
         at_least("answer tokens", smoke.tokens, 1),
         above("speed measured", smoke.tokens_per_second, 0),
-        at_least("tokens per second", smoke.tokens_per_second, thresholds.min_tokens_per_second),
+        limit(at_least("tokens per second", smoke.tokens_per_second, thresholds.min_tokens_per_second)),
         above("memory measured", smoke.memory_mb, 0, "MB; a process without memory was not measured"),
     ]
     if thresholds.max_memory_gb is not None:
-        checks.append(at_most("memory GB", smoke.memory_mb / 1000, thresholds.max_memory_gb))
+        checks.append(limit(at_most("memory GB", smoke.memory_mb / 1000, thresholds.max_memory_gb)))
     return checks
 
 

@@ -13,7 +13,7 @@ from core.evaluation.statistics import (
 from core.training.reports import TrainReport
 from gates.evidence import all_hold, comparable, honest, whole
 from gates.thresholds import ModelPerformance
-from gates.verdict import ROUNDING, Check, Verdict, at_least, at_most, below, differs, equals, is_true
+from gates.verdict import ROUNDING, Check, Verdict, at_least, at_most, below, differs, equals, is_true, limit
 
 LOSS_FLOOR = 0.1
 """Nats. A best validation loss below this counts as this much when a rise is computed: near zero,
@@ -62,7 +62,7 @@ def _converged(run: TrainReport, thresholds: ModelPerformance) -> list[Check]:
         at_least("training steps", run.steps, 1),
         equals("training steps of the plan", run.steps, run.total_steps),
         below("final training loss", run.final_loss, run.first_loss, "last window against the first"),
-        _steady(run, thresholds.max_eval_loss_rise),
+        limit(_steady(run, thresholds.max_eval_loss_rise)),
     ]
 
 
@@ -110,7 +110,7 @@ def _improved(
             _resolution(base, after, interval) if interval else "not computed: these scores cannot be paired"
         )
         checks.append(at_least("gain, lower end", interval.low if interval else None, wanted, detail))
-    return checks
+    return [limit(check) for check in checks]
 
 
 def _gain(base: EvalReport, after: EvalReport, thresholds: ModelPerformance) -> float:

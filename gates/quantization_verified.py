@@ -7,7 +7,7 @@ from core.evaluation.statistics import Interval, paired_relative_gain
 from core.quantization.reports import QuantizedFile, QuantReport
 from gates.evidence import MEGABYTE, all_hold, comparable, honest, whole
 from gates.thresholds import QuantizationVerified
-from gates.verdict import Check, Verdict, above, at_least, at_most, below, equals, is_true
+from gates.verdict import Check, Verdict, above, at_least, at_most, below, equals, is_true, limit
 
 SIXTEEN_BITS = frozenset({"f16", "bf16"})
 """Types that store every weight in full: another container, not a smaller model."""
@@ -58,14 +58,16 @@ def _artifact(file: QuantizedFile, made: QuantReport, thresholds: QuantizationVe
         is_true(f"{label} loads and generates", file.loads),
         _smaller(file, made.merged_bytes),
         at_least(f"{label} prompts compared", file.prompt_mismatches, 0),
-        at_most(
-            f"{label} prompts read differently", file.prompt_mismatches, thresholds.max_prompt_mismatches
+        limit(
+            at_most(
+                f"{label} prompts read differently", file.prompt_mismatches, thresholds.max_prompt_mismatches
+            )
         ),
         equals(f"{label} measured file", file.evaluation.model_digest, file.digest),
         *honest(label, file.evaluation),
     ]
     if thresholds.max_size_mb is not None:
-        checks.append(at_most(f"{label} MB", file.bytes / MEGABYTE, thresholds.max_size_mb))
+        checks.append(limit(at_most(f"{label} MB", file.bytes / MEGABYTE, thresholds.max_size_mb)))
     return checks
 
 
@@ -88,8 +90,8 @@ def _retained(file: QuantizedFile, merged: EvalReport, thresholds: QuantizationV
     upper = interval.high if interval else None
     return [
         *pairing,
-        at_most(f"{label} drop", drop, thresholds.max_drop, told),
-        at_most(f"{label} drop, upper end", upper, thresholds.drop_upper, ends),
+        limit(at_most(f"{label} drop", drop, thresholds.max_drop, told)),
+        limit(at_most(f"{label} drop, upper end", upper, thresholds.drop_upper, ends)),
     ]
 
 

@@ -40,6 +40,8 @@ class Check(Frozen):
     passed: bool
     detail: str = ""
     """What helps a person understand the numbers."""
+    is_limit: bool = False
+    """The threshold is one that the run config sets; the other checks ask whether evidence is sound."""
 
 
 class Verdict(Frozen):
@@ -133,6 +135,11 @@ def differs(name: str, observed: Value, other: Value, detail: str = "") -> Check
     """Check that two values are known and not the same."""
     known = _says_something(observed) and _says_something(other)
     return _check(name, observed, "!=", other, detail, known and observed != other)
+
+
+def limit(check: Check) -> Check:
+    """Mark a check whose threshold the run config sets, so that summaries can lead with it."""
+    return check.model_copy(update={"is_limit": True})
 
 
 def is_true(name: str, observed: Value, detail: str = "") -> Check:

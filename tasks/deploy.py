@@ -49,6 +49,8 @@ READS = (
     "core.deployment.api_page",
     "core.deployment.bundle",
     "core.deployment.llama",
+    "core.deployment.card_facts",
+    "core.deployment.card_schema",
     "core.deployment.model_card",
     "core.deployment.modelfile",
     "core.deployment.templates",
@@ -93,7 +95,7 @@ def deploy(
             splits=splits.digest,
             config=fingerprint(story.model, story.lora, story.training, config),
         ),
-        **documents(facts, page, config, story),
+        **documents(context, facts, page, config),
     )
     context.watcher.advanced("deploy", 2, 3, "bundling")
     files, missing = write_bundle(context.workspace.bundle, contents)
@@ -120,11 +122,10 @@ def choose(report: QuantReport, config: DeploymentConfig) -> QuantizedFile:
 
 
 def real_answers(context: RunContext, chosen: QuantizedFile) -> list["Example"]:
-    """Take questions the chosen file answered in its evaluation, correct ones first."""
+    """Take questions of the test split with what the chosen file answered, right or wrong."""
     from core.deployment.api_page import ApiMessage, Example
 
     rows = list(read_jsonl(context.workspace.metrics / f"quantization-{chosen.type}-answers.jsonl"))
-    rows.sort(key=lambda row: -row[chosen.evaluation.metric])
     return [
         Example(
             messages=tuple(ApiMessage.model_validate(turn) for turn in row["messages"]),
@@ -233,15 +234,19 @@ def api_facts(
     )
 
 
-def documents(facts: "CardFacts", page: "ApiFacts", config: DeploymentConfig, story: Story) -> dict[str, Any]:
+def documents(
+    context: RunContext, facts: "CardFacts", page: "ApiFacts", config: DeploymentConfig
+) -> dict[str, Any]:
     """Write card, page and handoff from the same facts."""
     from core.deployment.api_page import build_handoff, render_api_page
     from core.deployment.model_card import build_card
 
+    # A waived gate vouches for nothing.
+    vouched = (config.primary_use,) if all(record.passed for record in context.judged) else ()
     return {
         "card": build_card(facts),
         "api_page": render_api_page(page),
-        "handoff": build_handoff(page, base_model=facts.base.id, validated_use_cases=(config.primary_use,)),
+        "handoff": build_handoff(page, base_model=facts.base.id, validated_use_cases=vouched),
     }
 
 

@@ -1,7 +1,7 @@
 """What a run tells whoever watches it: the terminal, a JSON stream, a test."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Literal, Protocol
 
 from core.config import Frozen
 from gates.verdict import Verdict
@@ -13,8 +13,8 @@ class GateRecord(Frozen):
     gate: str
     passed: bool
     """True only if every check passed; a waived gate stays false."""
-    status: str
-    """passed, blocked or waived."""
+    status: Literal["passed", "blocked", "waived", "stale"]
+    """stale is never written: it is what a record becomes when its evidence has changed."""
     checks: tuple[dict[str, object], ...]
     checked_at: str
     summary: str

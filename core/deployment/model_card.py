@@ -6,13 +6,13 @@ out, never estimated, and the limitations say so.
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from core.config import Frozen
-from core.data.reports import IngestReport, SourceCount, SplitReport
+from core.data.reports import SourceCount, SplitReport
+from core.deployment.card_facts import BaseFacts, CardFacts, GateNote
 from core.deployment.card_schema import (
     BaseModelInfo,
     Benchmark,
@@ -31,7 +31,6 @@ from core.deployment.card_schema import (
     InputFormat,
     IntendedUse,
     Limitations,
-    Method,
     MinRequirements,
     ModelCard,
     OutputFormat,
@@ -43,14 +42,9 @@ from core.deployment.card_schema import (
     model_card_schema,
     validate_card,
 )
-from core.deployment.config import DeploymentConfig
-from core.deployment.reports import Smoke
 from core.deployment.templates import render_page
 from core.errors import ConfigError
 from core.evaluation.reports import EvalReport
-from core.models.config import LoraConfig, ModelConfig
-from core.training.config import TrainingConfig
-from core.training.reports import TrainReport
 
 __all__ = [
     "BaseFacts",
@@ -66,58 +60,6 @@ __all__ = [
 GIGABYTE = 1e9
 SMALL_TEST = 200
 """Below this many questions, one answer moves the score by more than half a point."""
-
-
-class BaseFacts(Frozen):
-    """The base model."""
-
-    id: str
-    """Hub id, or the name of a local model."""
-    provider: str
-    """Who published it; "local" for a folder on this machine."""
-    architecture: str
-    parameters: int
-
-
-class GateNote(Frozen):
-    """What a gate said."""
-
-    name: str
-    state: Literal["passed", "blocked", "waived"]
-    summary: str
-    """One line with the numbers; for a waived gate also who waived it and why."""
-
-
-class CardFacts(Frozen):
-    """Everything the card is made of: settings, and the reports of the phases."""
-
-    name: str
-    version: str
-    base: BaseFacts
-    method: Method
-    deployment: DeploymentConfig
-    ingest: IngestReport
-    split: SplitReport
-    model: ModelConfig
-    lora: LoraConfig
-    training: TrainingConfig
-    trained: TrainReport
-    baseline: EvalReport
-    tuned: EvalReport
-    shipped: EvalReport
-    """Scores of the very GGUF file in the bundle."""
-    gguf_type: str
-    gguf_bytes: int
-    stop_tokens: tuple[str, ...]
-    smoke: Smoke
-    smoke_device: Literal["cpu", "gpu"] = "cpu"
-    """What the smoke question ran on."""
-    hardware: str | None = None
-    """What training ran on."""
-    gates: tuple[GateNote, ...] = ()
-    created_at: str
-    """ISO 8601."""
-    created_by: str | None = None
 
 
 def build_card(facts: CardFacts) -> ModelCard:

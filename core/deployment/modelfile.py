@@ -270,14 +270,15 @@ def render_modelfile(
     lines += [NO_TEMPLATE if template is None else f'TEMPLATE """{go_template(template)}"""']
     if system:
         lines.append("SYSTEM " + _quoted(system, "deployment.system_prompt"))
-    # Ollama's own defaults penalise repetition; the scores were measured without.
-    lines += [
-        f"PARAMETER temperature {temperature:g}",
-        f"PARAMETER num_ctx {context}",
-        "PARAMETER repeat_penalty 1",
-    ]
+    lines += _parameters(temperature, context)
     lines += ["PARAMETER stop " + _quoted(stop, "stop tokens") for stop in stops]
     return "\n".join(lines) + "\n"
+
+
+def _parameters(temperature: float, context: int) -> list[str]:
+    # Ollama's own defaults penalise repetition; the scores were measured without.
+    values = {"temperature": f"{temperature:g}", "num_ctx": str(context), "repeat_penalty": "1"}
+    return [f"PARAMETER {name} {value}" for name, value in values.items()]
 
 
 def _quoted(text: str, where: str) -> str:

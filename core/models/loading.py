@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import logging as hf_logging
 
 from core.errors import ModelError, ResourceError
 from core.models.config import ModelConfig
@@ -141,8 +140,3 @@ def _clear_messages(name: str) -> Iterator[None]:
             "(model.name in the config); pickled weights and remote code are refused",
         ) from error
 
-
-def quiet() -> None:
-    """Keep the libraries' own progress bars and advice off the terminal."""
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from core.errors import ConfigError
 from flows.config_file import config_schema, load_config, resolve_path
@@ -55,7 +55,10 @@ def test_the_large_configs_ask_for_a_fifth_more(stem: str, model: str) -> None:
     assert run.model.name == model
     assert run.model.load_in_4bit
     assert run.gguf_formats == ("Q8_0", "Q4_K_M")
-    assert (run.gates.model_performance.mode, run.gates.model_performance.min_improvement) == ("relative", 0.20)
+    assert (run.gates.model_performance.mode, run.gates.model_performance.min_improvement) == (
+        "relative",
+        0.20,
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,13 +93,17 @@ def test_numbers_with_an_exponent_are_numbers(write: Write, yaml_text: str, valu
 
 
 def test_words_that_old_yaml_read_as_something_else_are_text(write: Write) -> None:
-    run = load_config(write(LEAST + "deployment: {languages: [no, on, y], domain: 2024-01-01, users: [010, 1:30]}\n"))
+    run = load_config(
+        write(LEAST + "deployment: {languages: [no, on, y], domain: 2024-01-01, users: [010, 1:30]}\n")
+    )
     assert run.deployment.languages == ("no", "on", "y")
     assert run.deployment.domain == "2024-01-01"
     assert run.deployment.users == ("010", "1:30")
 
 
-@pytest.mark.parametrize("block", ["lora:", "gates:\n  model_performance:", "quantization:", "evaluation:\n  metrics:"])
+@pytest.mark.parametrize(
+    "block", ["lora:", "gates:\n  model_performance:", "quantization:", "evaluation:\n  metrics:"]
+)
 def test_a_block_with_nothing_in_it_means_the_defaults(write: Write, block: str) -> None:
     assert load_config(write(LEAST + block + "\n")) == load_config(write(LEAST))
 
@@ -196,7 +203,9 @@ def test_a_missing_key_points_at_its_block(write: Write) -> None:
 
 def test_json_problems_have_lines(write: Write) -> None:
     text = '{\n\t"model": {"name": "org/base"},\n\t"dataset": {},\n\t"training":\n\t\t{"seed": "q"}\n}'
-    assert complaint(write(text, "c.json")).startswith('c.json:5: training.seed must be a whole number, not "q"')
+    assert complaint(write(text, "c.json")).startswith(
+        'c.json:5: training.seed must be a whole number, not "q"'
+    )
 
 
 def test_a_key_that_stands_twice_is_an_error(write: Write) -> None:
@@ -230,7 +239,11 @@ UNREADABLE = [
     ("run.yaml", "a: 1\n---\nb: 2\n", "run.yaml:2:1: is not valid YAML"),
     ("run.yaml", "? {a: b}\n: c\n", "is not valid YAML"),
     ("run.yaml", "a: \x07\n", "run.yaml:1: holds a control character"),
-    ("run.yaml", "model: !!python/object:os.system x\n", "run.yaml:1:8: the tag !!python/object:os.system is not allowed"),
+    (
+        "run.yaml",
+        "model: !!python/object:os.system x\n",
+        "run.yaml:1:8: the tag !!python/object:os.system is not allowed",
+    ),
     ("run.yaml", "model: !custom x\n", "run.yaml:1:8: the tag !custom is not allowed"),
     ("run.yaml", "seed: !!int abc\n", "a value cannot be read"),
     ("run.yaml", "[" * 5000, "is nested too deeply"),
@@ -240,7 +253,9 @@ UNREADABLE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "text", "words"), UNREADABLE, ids=[words[:40] for _, _, words in UNREADABLE])
+@pytest.mark.parametrize(
+    ("name", "text", "words"), UNREADABLE, ids=[words[:40] for _, _, words in UNREADABLE]
+)
 def test_an_unreadable_file_is_explained(write: Write, name: str, text: str, words: str) -> None:
     assert words in complaint(write(text, name))
 
@@ -283,7 +298,8 @@ def test_loading_anchors_only_what_lies_beside_the_config(write: Write, tmp_path
     (tmp_path / "project" / "base").mkdir(parents=True)
     (tmp_path / "project" / "rows.jsonl").touch()
     (tmp_path / "here.jsonl").touch()
-    text = "model: {name: base}\nsources: [{path: rows.jsonl}, {path: here.jsonl}]\ndataset: {validation_path: rows.jsonl}\n"
+    sources = "sources: [{path: rows.jsonl}, {path: here.jsonl}]\n"
+    text = sources + "model: {name: base}\ndataset: {validation_path: rows.jsonl}\n"
     run = load_config(write(text, "project/run.yaml"))
     assert [s.path for s in run.sources] == [str(tmp_path / "project" / "rows.jsonl"), "here.jsonl"]
     assert run.model.name == str(tmp_path / "project" / "base")

@@ -80,7 +80,11 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"save": {"merged_path": "models/checkpoints/lora/merged"}}, "save.merged_path", "overlap"),
     ({"training": {"output_dir": "models/quantized"}}, "training.output_dir", "overlap"),
     ({"lora": {"target_modules": []}}, "lora.target_modules", "nothing would be trained"),
-    ({"lora": {"finetune_language_layers": False}}, "lora.finetune_language_layers", "nothing would be trained"),
+    (
+        {"lora": {"finetune_language_layers": False}},
+        "lora.finetune_language_layers",
+        "nothing would be trained",
+    ),
     (
         {"lora": {"finetune_attention_modules": False, "finetune_mlp_modules": False}},
         "lora.finetune_attention_modules",
@@ -119,7 +123,11 @@ def test_direct_construction_is_refused_with_the_same_words() -> None:
 
 def test_contradictions_are_found_beside_wrong_keys() -> None:
     found = problems(training={"fp16": True, "bf16": True, "epochs": 2}, evaluation={"max_new_tokens": 0})
-    assert {problem.keys[0] for problem in found} == {"training.epochs", "evaluation.max_new_tokens", "training.fp16"}
+    assert {problem.keys[0] for problem in found} == {
+        "training.epochs",
+        "evaluation.max_new_tokens",
+        "training.fp16",
+    }
 
 
 def test_a_wrong_key_does_not_cause_a_second_complaint() -> None:
@@ -130,13 +138,19 @@ def test_a_wrong_key_does_not_cause_a_second_complaint() -> None:
 
 WORDS: list[tuple[dict[str, Any], str]] = [
     ({"training": {"learning_rate": 2}}, "training.learning_rate must be at most 0.01, not 2"),
-    ({"training": {"learning_rate": float("nan")}}, "training.learning_rate must be a finite number, not NaN"),
+    (
+        {"training": {"learning_rate": float("nan")}},
+        "training.learning_rate must be a finite number, not NaN",
+    ),
     ({"training": {"max_steps": 0}}, "training.max_steps must be at least 1, not 0"),
     ({"training": {"max_steps": "many"}}, 'training.max_steps must be a whole number, not "many"'),
     ({"training": {"seed": 1.5}}, "training.seed must be a whole number, not 1.5"),
     ({"training": {"weight_decay": []}}, "training.weight_decay must be a number, not []"),
     ({"lora": {"r": 7}}, "lora.r must be 4, 8, 16, 32, 64 or 128, not 7"),
-    ({"lora": {"use_gradient_checkpointing": 5}}, "lora.use_gradient_checkpointing must be true or false or text, not 5"),
+    (
+        {"lora": {"use_gradient_checkpointing": 5}},
+        "lora.use_gradient_checkpointing must be true or false or text, not 5",
+    ),
     ({"lora": 5}, "lora must be a block of keys, not 5"),
     ({"sources": "rows.jsonl"}, 'sources must be a list such as [a, b], not "rows.jsonl"'),
     ({"sources": [{"path": 5}]}, "sources.0.path must be text, not 5; put it in quotes"),
@@ -145,15 +159,20 @@ WORDS: list[tuple[dict[str, Any], str]] = [
     ({"split": {"train": 1}}, "split.train must be less than 1, not 1"),
     ({"split": {"train": 0.9}}, "split train + val + test must be 1, not 1.1"),
     ({"model": {"name": ""}}, 'model.name must be text that is not empty, not ""'),
-    ({"name": "my run"}, "name must be letters, digits, '.', '_' and '-', with a letter or digit first, not \"my run\""),
+    (
+        {"name": "my run"},
+        "name must be letters, digits, '.', '_' and '-', with a letter or digit first, not \"my run\"",
+    ),
     ({"quantization": {"formats": []}}, "quantization.formats must be a list of at least 1, not []"),
     (
         {"training": {"lr_scheduler_type": "cosin"}},
-        'training.lr_scheduler_type must be linear, cosine, constant or polynomial, not "cosin"; did you mean cosine?',
+        "training.lr_scheduler_type must be linear, cosine, constant or polynomial, "
+        'not "cosin"; did you mean cosine?',
     ),
     (
         {"quantization": {"formats": ["q4_k_m"]}},
-        "quantization.formats.0 must be f16, bf16, Q8_0, Q6_K, Q5_K_M or Q4_K_M, not \"q4_k_m\"; did you mean Q4_K_M?",
+        "quantization.formats.0 must be f16, bf16, Q8_0, Q6_K, Q5_K_M or Q4_K_M, "
+        'not "q4_k_m"; did you mean Q4_K_M?',
     ),
 ]
 
@@ -206,7 +225,9 @@ def test_every_field_has_a_title_and_a_description() -> None:
         assert field.description, name
 
 
-@pytest.mark.parametrize("module", ["flows.run_config", "flows.config_file", "flows.scaffold", "flows.preflight"])
+@pytest.mark.parametrize(
+    "module", ["flows.run_config", "flows.config_file", "flows.scaffold", "flows.preflight"]
+)
 def test_no_framework_is_imported(module: str) -> None:
     heavy = "{'torch', 'transformers', 'prefect', 'mlflow'}"
     code = f"import sys, {module}; print({heavy} & set(sys.modules))"

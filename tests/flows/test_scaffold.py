@@ -56,7 +56,7 @@ def test_every_example_row_is_usable_and_asks_its_own_question() -> None:
     lines = (Path("library") / "data/rows/examples.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [convert(json.loads(line)) for line in lines]
     assert len(rows) >= 20
-    assert {row.shape for row in rows} == {"prompt_completion"}
+    assert {row.format for row in rows} == {"prompt_completion"}
     assert len({row.messages[0].content for row in rows}) == len(rows)
 
 
@@ -64,11 +64,13 @@ def test_the_explained_row_forms_are_the_real_ones() -> None:
     init_project("library", Path("library"))
     page = (Path("library") / "data/README.md").read_text(encoding="utf-8")
     examples = [json.loads(block) for block in re.findall(r"(?m)^    (\{.*(?:\n {10,}.*)*)$", page)]
-    shapes = [convert(row).shape for row in examples]
+    shapes = [convert(row).format for row in examples]
     assert shapes == ["prompt_completion", "alpaca", "messages", "sharegpt"]
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "-x", ".hidden", "my project", "é", "a\nb", "x" * 65])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "a/b", "-x", ".hidden", "my project", "é", "a\nb", "x" * 65]
+)
 def test_bad_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="cannot name a project"):
         init_project(name, Path("place"))

@@ -51,6 +51,7 @@ EXPRESSIBLE = {
     "zephyr": ZEPHYR,
     "quotes": QUOTES,
     "braces": BRACES,
+    "unprintable": CHATML.replace("<|im_end|>", "\u200b\t"),
     "thought": THOUGHT,
 }
 SHIPPED = Path(modelfile.__file__).parents[1] / "data/templates"

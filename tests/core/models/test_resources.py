@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from transformers import (
     LlamaConfig,
     Phi3Config,
     PretrainedConfig,
+    PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
 )
@@ -38,7 +41,7 @@ from core.models.resources import (
     stored_weights,
 )
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
@@ -49,7 +52,7 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-SMALL_VISION = {
+SMALL_VISION: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -69,9 +72,9 @@ CONFIGS: list[PretrainedConfig] = [
 ]
 
 
-def on_meta(config: PretrainedConfig) -> torch.nn.Module:
+def on_meta(config: PretrainedConfig) -> PreTrainedModel:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     model.tie_weights()
     return model
 
@@ -162,7 +165,7 @@ def test_an_unknown_family_has_no_shape(config: dict[str, str]) -> None:
     assert shape_from_config(config) is None
 
 
-def of_depth(family: type[PretrainedConfig], layers: int) -> PretrainedConfig:
+def of_depth(family: Callable[..., PretrainedConfig], layers: int) -> PretrainedConfig:
     sizes = {
         **SIZES,
         "hidden_size": 256,
@@ -176,7 +179,7 @@ def of_depth(family: type[PretrainedConfig], layers: int) -> PretrainedConfig:
 def saved_bytes(config: PretrainedConfig, dtype: torch.dtype, *, checkpointed: bool) -> float:
     """Measure what autograd keeps for one token, the head left out."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     adapter = PeftLoraConfig(r=8, target_modules=list(LoraConfig().target_modules), task_type="CAUSAL_LM")
     adapted = get_peft_model(model, adapter)
     for parameter in adapted.parameters():

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from gguf import GGUFReader
-from transformers import GenerationConfig
 
 from core.deployment.gguf import write_gguf
 from tests.core.deployment.gguf import tiny
@@ -33,7 +32,7 @@ def test_shape_special_tokens_and_template(tmp_path: Path) -> None:
 
 def test_further_stop_tokens_are_recorded(tmp_path: Path) -> None:
     folder = tiny.save(tmp_path / "model", "Llama", tiny.byte_level())
-    GenerationConfig(eos_token_id=[2, 4, 5]).save_pretrained(folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 4, 5]}')
     found = fields(folder)
     assert found["tokenizer.ggml.eos_token_id"] == 2
     assert found["tokenizer.ggml.eot_token_id"] == 4

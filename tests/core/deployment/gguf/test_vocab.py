@@ -18,7 +18,7 @@ from core.errors import ModelError
 from tests.core.deployment.gguf import tiny
 
 STRINGS = tiny.mixed_strings(400)
-BYTE_LEVEL = {
+BYTE_LEVEL: dict[str, dict[str, Any]] = {
     "llama-bpe": {"kind": "llama-3", "ignore_merges": True, "adds_bos": True},
     "smaug-bpe": {"kind": "llama-3"},
     "qwen2": {"kind": "qwen2"},

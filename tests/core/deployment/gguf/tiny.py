@@ -19,8 +19,9 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import PreTrainedTokenizerFast
 
+# Its constructors have no types.
+hub: Any = transformers
 SPACE = "\u2581"
 TEXTS = [
     "Sɛ wo wɔ GH₵17 na wotua GH₵5 a, ɛka sɛn? GH₵12.\nQuestion: what is 12 + 7? Answer: 19\n\n",
@@ -79,9 +80,7 @@ SPLITTERS: dict[str, Any] = {
 }
 
 
-def byte_level(
-    kind: str = "qwen2", *, ignore_merges: bool = False, adds_bos: bool = False
-) -> PreTrainedTokenizerFast:
+def byte_level(kind: str = "qwen2", *, ignore_merges: bool = False, adds_bos: bool = False) -> Any:
     """Train a byte-level tokenizer with the chat tokens."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     tokenizer.pre_tokenizer = SPLITTERS[kind]
@@ -97,7 +96,7 @@ def byte_level(
         show_progress=False,
     )
     tokenizer.train_from_iterator(TEXTS * 3, trainer)
-    fast = PreTrainedTokenizerFast(
+    fast = hub.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|bos|>",
         eos_token="<|end|>",
@@ -131,9 +130,9 @@ def sentencepiece(kind: str) -> Any:
     """Build a tokenizer of SentencePiece's kind: llama, legacy, gemma, prepend or phi-3."""
     vocab, merges = sentencepiece_parts()
     if kind in ("llama", "legacy"):
-        return transformers.LlamaTokenizer(vocab=vocab, merges=merges, legacy=kind == "legacy")
+        return hub.LlamaTokenizer(vocab=vocab, merges=merges, legacy=kind == "legacy")
     if kind == "gemma":
-        return transformers.GemmaTokenizer(vocab=vocab, merges=merges, bos_token="<s>", eos_token="</s>")
+        return hub.GemmaTokenizer(vocab=vocab, merges=merges, bos_token="<s>", eos_token="</s>")
     tokenizer = Tokenizer(
         models.BPE(vocab=vocab, merges=merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
     )
@@ -150,7 +149,7 @@ def sentencepiece(kind: str) -> Any:
         tokenizer.add_special_tokens(
             [AddedToken("</s>", special=True, rstrip=True, normalized=False), *trimmed]
         )
-    return PreTrainedTokenizerFast(
+    return hub.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     )
 
@@ -181,8 +180,8 @@ def save(folder: Path, kind: str, tokenizer: Any, **settings: Any) -> Path:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    config = getattr(transformers, names.get(kind, f"{kind}Config"))(**(shape | settings))
-    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    config = getattr(hub, names.get(kind, f"{kind}Config"))(**(shape | settings))
+    model = getattr(hub, f"{kind}ForCausalLM")(config)
     perturb(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

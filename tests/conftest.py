@@ -1,0 +1,41 @@
+"""Tiny models and tokenizers that tests share; everything is made here, nothing is downloaded."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from core.models.scratch import LlamaShape, build_llama, save_model, train_tokenizer
+
+torch.set_num_threads(1)
+
+TEXTS = [
+    "What is 3 + 4? The answer is 7. What is the capital of Ghana? Accra.",
+    "Ama buys a pen for GH₵3 and a book for GH₵8. She pays GH₵11.",
+    "Maakye means good morning. Ɛte sɛn? Me ho yɛ.",
+] * 20
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(TEXTS, 400)
+
+
+@pytest.fixture
+def model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    return tiny_llama(tokenizer)
+
+
+def tiny_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    shape = LlamaShape(
+        vocab_size=400, hidden_size=32, intermediate_size=64, layers=2, heads=4, kv_heads=2, max_positions=128
+    )
+    return build_llama(shape, tokenizer, seed=1)
+
+
+@pytest.fixture(scope="session")
+def base_folder(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "base"
+    save_model(tiny_llama(tokenizer), tokenizer, folder)
+    return folder

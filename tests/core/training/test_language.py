@@ -1,0 +1,86 @@
+"""The step function against Hugging Face's own loss, and its invariances."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from core.data.batches import Batch, collate
+from core.data.chat import IGNORE_INDEX, Encoded
+from core.training.language import LanguageStep, autocast, loss_sum, mean_loss, trained_tokens
+
+CPU = torch.device("cpu")
+
+
+def examples(count: int, seed: int = 0) -> list[Encoded]:
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for index in range(count):
+        length = 5 + index % 7
+        ids = torch.randint(6, 400, (length,), generator=generator).tolist()
+        prompt = 2 + index % 3
+        made.append(Encoded(ids, [IGNORE_INDEX] * prompt + ids[prompt:]))
+    return made
+
+
+def gradient(model) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def step_of(model, items: list[Encoded], micro: int) -> tuple[float, torch.Tensor]:
+    model.zero_grad(set_to_none=True)
+    batches = [collate(items[i : i + micro], 1) for i in range(0, len(items), micro)]
+    loss = LanguageStep(model, CPU, autocast(CPU, None))(batches)
+    return loss.loss, gradient(model).clone()
+
+
+def test_loss_equals_hugging_faces_own(model):
+    batch = collate(examples(6), 1)
+    theirs = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
+    ours = loss_sum(model, batch) / trained_tokens(batch)
+    assert float(ours.detach()) == pytest.approx(float(theirs), rel=1e-6)
+
+
+def test_loss_is_the_sum_over_assistant_tokens_written_out(model):
+    item = examples(1)[0]
+    batch = collate([item], 1)
+    logits = model(input_ids=batch.input_ids).logits[0]
+    total = sum(
+        float(cross_entropy(logits[t - 1], torch.tensor(item.labels[t])))
+        for t in range(1, len(item.labels))
+        if item.labels[t] != IGNORE_INDEX
+    )
+    assert float(loss_sum(model, batch).detach()) == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("micro", [1, 3, 4, 16])
+def test_accumulation_gives_the_gradient_of_one_large_batch(model, micro: int):
+    items = examples(16)
+    loss, whole = step_of(model, items, 16)
+    again, parts = step_of(model, items, micro)
+    assert again == pytest.approx(loss, rel=1e-6)
+    assert torch.allclose(parts, whole, rtol=1e-4, atol=1e-7)
+
+
+def test_padding_changes_nothing(model):
+    short, long = examples(1)[0], examples(7)[6]
+    alone = float(loss_sum(model.eval(), collate([short], 1)))
+    padded = collate([short, long], 1)
+    first = Batch(padded.input_ids[:1], padded.labels[:1], padded.attention_mask[:1])
+    assert float(loss_sum(model, first)) == pytest.approx(alone, rel=1e-5)
+
+
+def test_mean_loss_is_per_token_not_per_batch_and_restores_the_mode(model):
+    items = examples(9)
+    model.train()
+    whole = mean_loss(model, [collate(items, 1)], CPU, autocast(CPU, None))
+    parts = mean_loss(model, [collate(items[:2], 1), collate(items[2:], 1)], CPU, autocast(CPU, None))
+    assert parts == pytest.approx(whole, rel=1e-6)
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_random_weights_score_near_the_uniform_entropy(model):
+    batch = collate(examples(30), 1)
+    assert float(loss_sum(model, batch).detach()) / trained_tokens(batch) == pytest.approx(math.log(400), rel=0.05)

@@ -1,0 +1,402 @@
+"""What a look before the run finds, on real folders and a real (tiny) model's files."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from huggingface_hub import constants
+from safetensors.numpy import save_file
+
+from core.errors import ConfigError, DataError, ModelError, ResourceError, UserError
+from core.models.resources import GB, count_parameters, published_shape, shape_from_config
+from flows.config_file import load_config
+from flows.preflight import Estimate, Finding, PreflightReport, preflight
+from flows.preflight.machine import nearest_folder, read_gpu
+from flows.run_config import RunConfig
+
+ROOT = Path(__file__).parents[2]
+
+TINY = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+    "vocab_size": 256,
+    "max_position_embeddings": 1024,
+}
+# No machine has the memory for 400 layers of width 65536, and no disk the room.
+HUGE = {**TINY, "hidden_size": 65536, "num_hidden_layers": 400, "intermediate_size": 262144}
+
+CONFIG = Path("run.yaml")
+WORKSPACE = Path("workspace/run")
+
+
+def write_model(folder: Path, shape: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(shape), encoding="utf-8")
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    save_file({"weight": np.zeros(2, dtype=np.float32)}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every test a folder with rows and a model, and an empty Hub cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    Path("rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    write_model(Path("tiny"), TINY)
+
+
+def look(model: str = "tiny", **blocks: Any) -> PreflightReport:
+    settings = {
+        "model": {"name": model, "max_seq_length": 512},
+        "sources": [{"path": "rows.jsonl"}],
+        **blocks,
+    }
+    return preflight(RunConfig.model_validate(settings), CONFIG, WORKSPACE)
+
+
+def only(findings: tuple[Finding, ...]) -> Finding:
+    assert len(findings) == 1, findings
+    return findings[0]
+
+
+def test_a_sound_run_has_no_findings() -> None:
+    report = look()
+    assert report.findings == ()
+    report.raise_errors()
+    shape = shape_from_config(TINY)
+    assert shape is not None
+    assert report.parameters == count_parameters(shape)
+
+
+def test_the_table_covers_every_phase() -> None:
+    rows = {row.phase: row for row in look().estimates}
+    assert list(rows) == ["baseline, evaluate", "finetune", "merge", "quantize, serve", "all files"]
+    assert all(row.needed_gb > 0 or row.phase == "all files" for row in rows.values())
+    assert rows["all files"].place.startswith("disk of ")
+    assert rows["finetune"].needed_gb > rows["merge"].needed_gb
+    assert rows["finetune"].needed_gb < 1.5  # a megabyte of weights, and the libraries
+
+
+# Data
+
+
+@pytest.mark.parametrize("path", ["nowhere.jsonl", "nowhere/*.jsonl", "tiny/config.txt"])
+def test_missing_data_stops_validation_too(path: str) -> None:
+    report = look(sources=[{"path": path}])
+    assert only(report.errors).kind == "data"
+    with pytest.raises(DataError, match=r"nowhere|config\.txt"):
+        report.for_any_machine().raise_errors()
+
+
+def test_missing_validation_rows_are_found() -> None:
+    report = look(dataset={"path": "rows.jsonl", "validation_path": "val.jsonl"})
+    assert "val.jsonl" in only(report.errors).where
+
+
+def test_a_training_config_is_checked_through_its_dataset() -> None:
+    report = look(sources=[], dataset={"path": "gone.jsonl"})
+    assert "gone.jsonl" in only(report.errors).where
+
+
+def test_files_that_are_not_read_are_mentioned() -> None:
+    Path("folder").mkdir()
+    Path("folder/rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    Path("folder/scan.pdf").touch()
+    finding = only(look(sources=[{"path": "folder"}]).findings)
+    assert (finding.level, finding.where) == ("warning", "sources.0")
+    assert "scan.pdf" in finding.what
+
+
+def test_data_and_model_may_lie_beside_the_config(tmp_path: Path) -> None:
+    write_model(tmp_path / "project" / "base", TINY)
+    (tmp_path / "project" / "mine.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    settings = {"model": {"name": "base", "max_seq_length": 512}, "sources": [{"path": "mine.jsonl"}]}
+    report = preflight(RunConfig.model_validate(settings), tmp_path / "project" / "run.yaml", WORKSPACE)
+    assert report.findings == ()
+
+
+# The model
+
+
+def spoil_pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def spoil_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def spoil_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def spoil_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{", encoding="utf-8")
+
+
+def spoil_pointer(folder: Path) -> None:
+    (folder / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid x\n", encoding="utf-8"
+    )
+
+
+def spoil_shards(folder: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def spoil_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("[]", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_pickled, "only pickled weights"),
+        (spoil_weights, "no \\*.safetensors"),
+        (spoil_tokenizer, "has no tokenizer"),
+        (spoil_config, "no readable config.json"),
+        (spoil_pointer, "is a Git LFS pointer"),
+        (spoil_shards, "lacks 1 weight files: model-2.safetensors"),
+        (spoil_index, "cannot be read"),
+    ],
+)
+def test_an_unusable_model_folder_stops_validation_too(spoil: Callable[[Path], None], words: str) -> None:
+    spoil(Path("tiny"))
+    with pytest.raises(ModelError, match=words):
+        look().for_any_machine().raise_errors()
+
+
+def test_a_model_file_is_no_model_folder() -> None:
+    with pytest.raises(ModelError, match="is a file"):
+        look("tiny/model.safetensors").raise_errors()
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("gema-3-4b", "google/gemma-3-4b-it"), ("tinny", "tiny"), ("./models/Qwen3-8b", "Qwen/Qwen3-8B")],
+)
+def test_a_misspelt_model_is_answered_with_the_nearest(name: str, meant: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        look(name).for_any_machine().raise_errors()
+    assert "is no folder here and no Hub id" in caught.value.what
+    assert meant in caught.value.fix
+
+
+def test_a_name_inside_an_existing_folder_is_a_missing_folder() -> None:
+    write_model(Path("models/base"), TINY)
+    with pytest.raises(ModelError, match="is no folder here") as caught:
+        look("models/bose").for_any_machine().raise_errors()
+    assert caught.value.fix == "models holds base"
+
+
+def test_a_hub_model_is_announced_as_a_download() -> None:
+    report = look("google/gemma-3-1b-it")
+    assert [f for f in report.warnings if "will download it" in f.what]
+    assert report.parameters == 999_885_952
+    download = next(row for row in report.estimates if row.phase == "download")
+    assert download.needed_gb == pytest.approx(2 * 999_885_952 / GB, abs=0.01)
+
+
+def test_an_unknown_hub_model_is_not_estimated() -> None:
+    report = look("someone/new-model")
+    assert report.estimates == ()
+    assert report.parameters is None
+    assert [f.level for f in report.findings] == ["warning", "warning"]
+    assert "check the spelling" in report.findings[0].fix
+
+
+def test_offline_a_missing_hub_model_stops_a_run_but_not_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    report = look("google/gemma-3-1b-it")
+    finding = next(f for f in report.errors if f.kind == "software")
+    assert "HF_HUB_OFFLINE" in finding.what
+    assert "hf download google/gemma-3-1b-it" in finding.fix
+    report.for_any_machine().raise_errors()
+
+
+def cache_model(name: str) -> Path:
+    """Lay a model into the Hub cache the way the Hub's client does."""
+    repository = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc", encoding="utf-8")
+    return write_model(repository / "snapshots" / "abc", TINY)
+
+
+def test_a_cached_hub_model_is_checked_like_a_folder() -> None:
+    folder = cache_model("someone/model")
+    assert look("someone/model").findings == ()
+    spoil_tokenizer(folder)
+    with pytest.raises(ModelError, match="has no tokenizer"):
+        look("someone/model").raise_errors()
+
+
+def test_a_half_downloaded_hub_model_is_downloaded_again() -> None:
+    spoil_weights(cache_model("someone/model"))
+    report = look("someone/model")
+    assert "will download it" in only(report.findings).what
+    assert report.parameters is not None
+
+
+def test_a_window_beyond_the_models_own_is_mentioned() -> None:
+    report = look(model="tiny")
+    assert report.findings == ()
+    settings = {"name": "tiny", "max_seq_length": 2048, "load_in_4bit": True}
+    run = RunConfig.model_validate({"model": settings, "sources": [{"path": "rows.jsonl"}]})
+    finding = only(preflight(run, CONFIG, WORKSPACE).findings)
+    assert (finding.level, finding.where) == ("warning", "model.max_seq_length")
+    assert "1024" in finding.fix
+
+
+# Hardware and software
+
+
+def test_too_little_hardware_stops_a_run_but_not_validation() -> None:
+    write_model(Path("huge"), HUGE)
+    report = look("huge", training={"per_device_train_batch_size": 8}, lora={"r": 64})
+    with pytest.raises(ResourceError) as caught:
+        report.raise_errors()
+    assert "finetune needs about" in caught.value.what
+    assert "GB are free" in caught.value.what
+    assert "-o lora.r=" in caught.value.what
+    validated = report.for_any_machine()
+    validated.raise_errors()
+    assert len(validated.warnings) == len(report.errors) == len(report.estimates)
+    assert {f.kind for f in report.errors} == {"hardware"}
+
+
+def test_without_four_bit_the_way_out_names_it() -> None:
+    write_model(Path("huge"), HUGE)
+    model = {"name": "huge", "max_seq_length": 512, "load_in_4bit": False}
+    run = RunConfig.model_validate({"model": model, "sources": [{"path": "rows.jsonl"}]})
+    finding = next(f for f in preflight(run, CONFIG, WORKSPACE).errors if f.where == "training")
+    assert "-o model.load_in_4bit=true" in finding.fix
+
+
+@pytest.mark.parametrize("stem", ["gemma3_4b", "llama31_8b", "qwen3_8b"])
+def test_the_shipped_configs_are_valid_on_any_machine(stem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    path = ROOT / "configs" / f"{stem}.yaml"
+    run = load_config(path)
+    report = preflight(run, path, WORKSPACE)
+    report.for_any_machine().raise_errors()
+    shape = published_shape(run.model.name)
+    assert shape is not None
+    assert report.parameters == count_parameters(shape)
+
+
+@pytest.mark.parametrize(
+    ("framework", "words"),
+    [("fused", "not built yet"), ("unsloth", 'pip install "data-factory\\[unsloth\\]"')],
+)
+def test_an_unavailable_framework_stops_a_run_but_not_validation(framework: str, words: str) -> None:
+    run = RunConfig.model_validate(
+        {
+            "model": {"name": "tiny", "framework": framework, "max_seq_length": 512},
+            "sources": [{"path": "rows.jsonl"}],
+        }
+    )
+    report = preflight(run, CONFIG, WORKSPACE)
+    with pytest.raises(ResourceError, match=words):
+        report.raise_errors()
+    report.for_any_machine().raise_errors()
+
+
+def test_the_disk_is_that_of_the_nearest_existing_folder(tmp_path: Path) -> None:
+    assert nearest_folder(tmp_path / "a" / "b") == tmp_path
+    assert nearest_folder(Path("x/y")) == tmp_path
+    assert nearest_folder(tmp_path / "rows.jsonl" / "below-a-file") == tmp_path
+
+
+def fake_tool(answer: str, code: int = 0) -> str:
+    tool = Path("nvidia-smi").absolute()
+    tool.write_text(f"#!/bin/sh\nprintf '{answer}'\nexit {code}\n", encoding="utf-8")
+    tool.chmod(0o755)
+    return str(tool)
+
+
+def test_a_gpu_is_read_from_the_drivers_tool() -> None:
+    device = read_gpu(fake_tool("NVIDIA L4, 23034, 22500\\nNVIDIA T4, 15360, 15000\\n"))
+    assert device is not None
+    assert device.words == "NVIDIA L4, 22.5 GB"
+    assert (device.is_gpu, device.free) == (True, 22500 * 1024**2)
+
+
+@pytest.mark.parametrize(("answer", "code"), [("", 0), ("no devices\\n", 9), ("GB10, [N/A], [N/A]\\n", 0)])
+def test_a_tool_without_a_gpu_is_no_gpu(answer: str, code: int) -> None:
+    assert read_gpu(fake_tool(answer, code)) is None
+
+
+# The report
+
+
+def finding(kind: Any, what: str, level: Any = "error") -> Finding:
+    return Finding(level=level, kind=kind, where="key", what=what, fix="do it")
+
+
+def report_of(*findings: Finding) -> PreflightReport:
+    return PreflightReport(findings=findings, estimates=(), device="CPU", parameters=None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("setting", ConfigError),
+        ("data", DataError),
+        ("model", ModelError),
+        ("hardware", ResourceError),
+        ("software", ResourceError),
+    ],
+)
+def test_each_kind_has_its_error(kind: str, error: type[UserError]) -> None:
+    with pytest.raises(error, match="key: broken\n  Fix: do it"):
+        report_of(finding(kind, "broken")).raise_errors()
+
+
+def test_all_errors_are_in_one_message() -> None:
+    report = report_of(
+        finding("data", "one"), finding("setting", "two", "warning"), finding("model", "three")
+    )
+    with pytest.raises(DataError) as caught:
+        report.raise_errors()
+    assert str(caught.value).splitlines() == [
+        "2 problems before the run",
+        "  key: one",
+        "    Fix: do it",
+        "  key: three",
+        "    Fix: do it",
+    ]
+
+
+def test_enough_is_up_to_the_last_byte() -> None:
+    assert Estimate(phase="x", place="memory", needed_gb=2.0, available_gb=2.0).is_enough
+    assert not Estimate(phase="x", place="memory", needed_gb=2.01, available_gb=2.0).is_enough
+
+
+def test_looking_imports_no_framework() -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from flows.preflight import preflight\nfrom flows.run_config import RunConfig\n"
+        "blocks = {'model': {'name': 'google/gemma-3-1b-it'}, 'sources': [{'path': 'rows.jsonl'}]}\n"
+        "run = RunConfig.model_validate(blocks)\n"
+        "preflight(run, Path('run.yaml'), Path('workspace'))\n"
+        "print({'torch', 'transformers', 'prefect', 'mlflow'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout.strip() == "set()"
