@@ -3,9 +3,11 @@
 import json
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from core.artifacts import path_digest
@@ -49,8 +51,22 @@ def estimate_table(report: PreflightReport) -> Table:
         table.add_column(column, justify="right" if column in ("needs", "available") else "left")
     for row in report.estimates:
         style = None if row.is_enough else "yellow"
-        table.add_row(row.phase, row.place, f"{row.needed_gb:.2f} GB", f"{row.available_gb:.1f} GB", style=style)
+        table.add_row(
+            row.phase, row.place, f"{row.needed_gb:.2f} GB", f"{row.available_gb:.1f} GB", style=style
+        )
     return table
+
+
+class FoundGate(NamedTuple):
+    """A gate's record, and which of its evidence has changed since."""
+
+    record: GateRecord
+    changed: list[str]
+
+    @property
+    def is_open(self) -> bool:
+        """Passed or waived, on evidence that is still there."""
+        return self.record.status != "blocked" and not self.changed
 
 
 def show_gates(workspace: Path, *, full: bool, as_json: bool) -> int:
@@ -59,52 +75,56 @@ def show_gates(workspace: Path, *, full: bool, as_json: bool) -> int:
     Returns:
         0 if all five are passed or waived on evidence that is still there, else 3.
     """
-    records = [judged for name in GATE_NAMES if (judged := read_gate(workspace, name))]
-    if not records:
+    found = [judged for name in GATE_NAMES if (judged := read_gate(workspace, name))]
+    if not found:
         raise ConfigError(
-            "no gate has been judged here", where=str(workspace), fix="run the factory first: factory run CONFIG"
+            "no gate has been judged here",
+            where=str(workspace),
+            fix="run the factory first: factory run CONFIG",
         )
-    missing = [name for name in GATE_NAMES if name not in {record.gate for record in records}]
+    missing = [str(name) for name in GATE_NAMES if name not in {gate.record.gate for gate in found}]
     if as_json:
-        rows = [record.model_dump(mode="json") for record in records]
-        json.dump({"gates": rows, "not_judged": missing}, sys.stdout, indent=2)
-        print()  # noqa: T201
+        rows = [{**gate.record.model_dump(mode="json"), "changed_evidence": gate.changed} for gate in found]
+        print(json.dumps({"gates": rows, "not_judged": missing}, indent=2))  # noqa: T201
     else:
-        print_gates(records, missing, full=full)
-    is_open = not missing and all(record.status in ("passed", "waived") for record in records)
-    return 0 if is_open else 3
+        print_gates(found, missing, full=full)
+    return 0 if not missing and all(gate.is_open for gate in found) else 3
 
 
-def print_gates(records: list[GateRecord], missing: list[str], *, full: bool) -> None:
+def print_gates(found: list[FoundGate], missing: list[str], *, full: bool) -> None:
     """Print the table, waivers, and what has not been judged."""
     from flows.display import gate_table
 
     console = Console(highlight=False)
-    console.print(gate_table(records, full=full))
-    for record in records:
+    stale = {gate.record.gate for gate in found if gate.changed}
+    console.print(gate_table([gate.record for gate in found], full=full, stale=stale))
+    for record, changed in found:
         if record.waiver:
-            console.print(f"{record.gate} waived by {record.waiver['by']} at {record.waiver['at']}: "
-                          f"{record.waiver['reason']}")  # fmt: skip
-        if record.status in ("blocked", "stale"):
-            console.print(f"[red]{record.status}[/red] {record.summary}")
+            text = f"{record.gate} waived by {record.waiver['by']} at {record.waiver['at']}: "
+            console.print(text + record.waiver["reason"], markup=False)
+        if record.status == "blocked":
+            console.print(f"[red]blocked[/red] {escape(record.summary)}")
+        if changed:
+            console.print(
+                f"[red]stale[/red] {record.gate}: changed since it was judged: {', '.join(changed)}"
+            )
     if missing:
         console.print(f"not judged: {', '.join(missing)}")
 
 
-def read_gate(workspace: Path, name: str) -> GateRecord | None:
-    """Read one gate's file and check that its evidence is unchanged."""
+def read_gate(workspace: Path, name: str) -> FoundGate | None:
+    """Read one gate's file and hold its evidence against the digests in it."""
     path = workspace / "gates" / f"{name}.json"
     try:
         record = GateRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
-        raise ConfigError(f"not a gate file ({error})", where=str(path), fix="run the factory again") from error
+        raise ConfigError(
+            f"not a gate file ({error})", where=str(path), fix="run the factory again"
+        ) from error
     changed = [file for file, digest in record.evidence.items() if not _is_same(workspace / file, digest)]
-    if not changed:
-        return record
-    summary = f"{name}: its evidence changed after it was judged: {', '.join(changed)}"
-    return record.model_copy(update={"status": "stale", "passed": False, "summary": summary})
+    return FoundGate(record, changed)
 
 
 def _is_same(path: Path, digest: str) -> bool:

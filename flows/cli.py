@@ -22,11 +22,17 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="Run config, YAML or JSON.", show_default=False)]
-WorkspacePath = Annotated[Path, typer.Argument(metavar="WORKSPACE", help="Workspace folder of a run.", show_default=False)]
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="Run config, YAML or JSON.", show_default=False)
+]
+WorkspacePath = Annotated[
+    Path, typer.Argument(metavar="WORKSPACE", help="Workspace folder of a run.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("-o", "--override", metavar="KEY=VALUE", help="Change a setting, e.g. -o training.max_steps=50."),
+    typer.Option(
+        "-o", "--override", metavar="KEY=VALUE", help="Change a setting, e.g. -o training.max_steps=50."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line instead of a display.")]
 
@@ -35,9 +41,15 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object per line ins
 def run(
     config: ConfigPath,
     override: Overrides = None,
-    workspace: Annotated[Path | None, typer.Option(help="Where to write; default workspace/<config name>.")] = None,
-    from_: Annotated[str | None, typer.Option("--from", metavar="PHASE", help="Run this phase and later ones anew.")] = None,
-    until: Annotated[str | None, typer.Option(metavar="PHASE", help="Stop after this phase and its gate.")] = None,
+    workspace: Annotated[
+        Path | None, typer.Option(help="Where to write; default workspace/<config name>.")
+    ] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="PHASE", help="Run this phase and later ones anew.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="PHASE", help="Stop after this phase and its gate.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Run the factory: ingest, format, split, baseline, finetune, evaluate, quantize, deploy."""
@@ -59,7 +71,9 @@ def validate(config: ConfigPath, override: Overrides = None, json_: Json = False
 @app.command()
 def gates(
     workspace: WorkspacePath,
-    full: Annotated[bool, typer.Option("--all", help="Show every check, not only limits and failures.")] = False,
+    full: Annotated[
+        bool, typer.Option("--all", help="Show every check, not only limits and failures.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Show the gates of a finished or blocked run. Exit code 3 if one is not open."""
@@ -73,7 +87,9 @@ def chat(
     workspace: WorkspacePath,
     prompt: Annotated[str | None, typer.Option(help="Ask this one question and exit.")] = None,
     system: Annotated[str | None, typer.Option(help="System message put first.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="Sampling temperature; 0 is greedy.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=2, help="Sampling temperature; 0 is greedy.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
 ) -> None:
     """Talk to the deployed model."""
@@ -100,7 +116,9 @@ def down() -> None:
 
 
 @app.command()
-def init(name: Annotated[str, typer.Argument(help="Name of the project and of its folder.", show_default=False)]) -> None:
+def init(
+    name: Annotated[str, typer.Argument(help="Name of the project and of its folder.", show_default=False)],
+) -> None:
     """Start a project: config, data folder, docs."""
     from flows.scaffold import init_project
 

@@ -26,7 +26,7 @@ AFTER_THE_FILE = MAX_BYTES + 1
 class _Loader(yaml.SafeLoader):
     """Plain YAML 1.2 scalars: ``no`` is text, ``1e-4`` a number, a date is text."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own hook
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
 
 for _tag, _pattern, _first in (
@@ -282,7 +282,7 @@ def _override(document: _Document, text: str) -> list[_Found]:
         return [(Problem(("",), "is not KEY=VALUE, such as training.seed=1"), place)]
     key = ".".join(parts)
     try:
-        value = yaml.load(raw, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+        value = yaml.load(raw, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:
         reason = getattr(error, "problem", None) or str(error)
         return [(Problem((key,), f"gets no valid YAML: {reason}"), place)]

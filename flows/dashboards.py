@@ -13,7 +13,9 @@ def start() -> int:
     console = Console(highlight=False)
     servers = up(read_settings(), progress=lambda line: console.print(line, style="dim"))
     if servers.prefect is None or servers.mlflow is None:
-        raise ResourceError("a server did not come up", fix="see the logs in .factory/logs, or run: factory doctor")
+        raise ResourceError(
+            "a server did not come up", fix="see the logs in .factory/logs, or run: factory doctor"
+        )
     console.print(f"Prefect  {servers.prefect.url}\nMLflow   {servers.mlflow.url}")
     console.print("Runs use these from now on. Stop them with: factory down", style="dim")
     return 0

@@ -1,9 +1,8 @@
 """What a person, or a machine, sees while a run goes on."""
 
 import json
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TextIO
@@ -15,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gates.verdict import Verdict
-from tasks.events import GateRecord, Watcher
+from tasks.events import GateRecord, PhaseState, Watcher
 
 MARKS = {"waiting": "·", "running": "▸", "done": "✓", "reused": "=", "failed": "✗"}
 COLOURS = {"waiting": "dim", "running": "cyan", "done": "green", "reused": "blue", "failed": "red"}
@@ -28,7 +27,7 @@ class Silent:
     def phase_started(self, phase: str) -> None:
         """Ignore it."""
 
-    def phase_finished(self, phase: str, state: str, seconds: float, note: str) -> None:
+    def phase_finished(self, phase: str, state: PhaseState, seconds: float, note: str) -> None:
         """Ignore it."""
 
     def advanced(self, phase: str, done: int, total: int, note: str) -> None:
@@ -41,12 +40,12 @@ class Silent:
         """Ignore it."""
 
 
-_watcher: ContextVar[Watcher] = ContextVar("watcher", default=Silent())
+_watcher: ContextVar[Watcher] = ContextVar("watcher")
 
 
 def current_watcher() -> Watcher:
     """Return who watches the run in progress."""
-    return _watcher.get()
+    return _watcher.get(Silent())
 
 
 @contextmanager
@@ -75,7 +74,7 @@ class JsonLines(Silent):
         """Report a start."""
         self.emit("phase", phase=phase, state="running")
 
-    def phase_finished(self, phase: str, state: str, seconds: float, note: str) -> None:
+    def phase_finished(self, phase: str, state: PhaseState, seconds: float, note: str) -> None:
         """Report an end."""
         self.emit("phase", phase=phase, state=state, seconds=round(seconds, 3), note=note)
 
@@ -149,7 +148,7 @@ class Screen(Silent):
         row.state, row.began, self.last = "running", time.monotonic(), phase
         self._plain(f"{phase} ...")
 
-    def phase_finished(self, phase: str, state: str, seconds: float, note: str) -> None:
+    def phase_finished(self, phase: str, state: PhaseState, seconds: float, note: str) -> None:
         """Mark a phase as ended."""
         row = self.rows[phase]
         row.state, row.seconds, row.note, self.last = state, seconds, note, phase
@@ -172,19 +171,23 @@ class Screen(Silent):
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def gate_table(records: list[GateRecord], *, full: bool = False) -> Table:
+def gate_table(records: list[GateRecord], *, full: bool = False, stale: Collection[str] = ()) -> Table:
     """Draw gates with the numbers they were judged on.
 
     Args:
         records: Judged gates, in order.
         full: Show every check; otherwise only limits of the config and checks that failed.
+        stale: Names of gates whose evidence has changed since.
     """
     table = Table(title="Gates", title_justify="left", header_style="bold")
     for name in ("gate", "status", "check", "observed", "", "threshold"):
-        table.add_column(name, no_wrap=name != "check", justify="right" if name in ("observed", "threshold") else "left")
+        table.add_column(
+            name, no_wrap=name != "check", justify="right" if name in ("observed", "threshold") else "left"
+        )
     for record in records:
         chosen = [c for c in record.checks if full or c.get("is_limit") or not c["passed"]]
-        first = (record.gate, Text(record.status.upper(), style=GATE_COLOURS.get(record.status, "yellow")))
+        status = "stale" if record.gate in stale else record.status
+        first = (record.gate, Text(status.upper(), style=GATE_COLOURS.get(status, "red")))
         for number, check in enumerate(chosen):
             style = None if check["passed"] else "red"
             table.add_row(*(first if number == 0 else ("", "")), str(check["name"]), shown(check["observed"]),
@@ -203,8 +206,3 @@ def shown(value: object) -> str:
         return f"{value:.4g}"
     text = str(value)
     return text[:15] + "…" if text.startswith("sha256:") else text
-
-
-def error_console() -> Console:
-    """Return a console on standard error."""
-    return Console(file=sys.stderr, soft_wrap=True)

@@ -266,7 +266,7 @@ def _scheduled(api: PrefectApi, timeout: float) -> int:
     return 0
 
 
-def _post(url: str, body: dict[str, Any], *, attempts: int = 20) -> Any:  # noqa: ANN401 - JSON
+def _post(url: str, body: dict[str, Any], *, attempts: int = 20) -> Any:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

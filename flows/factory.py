@@ -73,7 +73,13 @@ def chain(name: str, run: RunConfig) -> str:
     through(model_performance(base.report, scored.report, tuned.report, gates.model_performance))
 
     quantized = quantize(
-        tuned.artifact, scored.artifact, splits.artifact, run.gguf_formats, run.evaluation, run.save.gguf_path, name
+        tuned.artifact,
+        scored.artifact,
+        splits.artifact,
+        run.gguf_formats,
+        run.evaluation,
+        run.save.gguf_path,
+        name,
     )
     through(quantization_verified(scored.report, quantized.report, gates.quantization_verified))
 
@@ -82,6 +88,8 @@ def chain(name: str, run: RunConfig) -> str:
         tuned=scored.report, trained=tuned.report, quantized=quantized.report,
         model=run.model, lora=run.lora, training=run.training,
     )  # fmt: skip
-    bundle = deploy(quantized.artifact, tuned.artifact, splits.artifact, story, run.deployment, name, verdicts())
+    bundle = deploy(
+        quantized.artifact, tuned.artifact, splits.artifact, story, run.deployment, name, verdicts()
+    )
     through(deployment_ready(bundle.report, quantized.report, gates.deployment_ready))
     return release(bundle.artifact, bundle.report, run.deployment)

@@ -13,6 +13,7 @@ from core.config import Frozen
 from core.errors import ConfigError, UserError
 from flows.config_file import load_config
 from flows.run_config import RunConfig
+from flows.settings import Settings, apply, prefect_environment, read_settings
 
 if TYPE_CHECKING:
     from flows.display import JsonLines, Screen
@@ -46,10 +47,13 @@ def launch(request: Launch) -> int:
     require_phases(request)
     workspace = (request.workspace or Path("workspace") / config.name).resolve()
     if not request.as_json:
-        Console(stderr=False).print(f"[bold]{config.name}[/bold]  {request.config} → {workspace}", highlight=False)
+        Console(stderr=False).print(
+            f"[bold]{config.name}[/bold]  {request.config} → {workspace}", highlight=False
+        )
     require_fit(config, request.config, workspace)
-    with orchestrated():
-        ending = conduct(request, config, workspace)
+    settings = read_settings()
+    with orchestrated(settings):
+        ending = conduct(request, config, place_of(request, settings, workspace))
     if ending.code == 1:
         print(f"error: {ending.message}", file=sys.stderr)  # noqa: T201
     return ending.code
@@ -64,7 +68,11 @@ def require_phases(request: Launch) -> None:
     for option, phase in (("--from", request.rerun_from), ("--until", request.until)):
         if phase is not None and phase not in PHASES:
             raise ConfigError(f"{phase!r} is not a phase", where=option, fix=f"one of {', '.join(PHASES)}")
-    if request.rerun_from and request.until and PHASES.index(request.rerun_from) > PHASES.index(request.until):
+    if (
+        request.rerun_from
+        and request.until
+        and PHASES.index(request.rerun_from) > PHASES.index(request.until)
+    ):
         raise ConfigError(f"--from {request.rerun_from} lies after --until {request.until}", fix="swap them")
 
 
@@ -81,15 +89,13 @@ def require_fit(config: RunConfig, path: Path, workspace: Path) -> None:
 
 
 @contextmanager
-def orchestrated() -> Iterator[None]:
+def orchestrated(settings: Settings) -> Iterator[None]:
     """Give Prefect its environment and a server for the duration of a run.
 
     The server starts while this process imports what it needs.
     """
     from flows.servers import start_prefect, without_heartbeats
-    from flows.settings import apply, prefect_environment, read_settings
 
-    settings = read_settings()
     with start_prefect(settings) as api:
         apply(prefect_environment(settings, api.url))
         import flows.factory  # noqa: F401
@@ -99,32 +105,42 @@ def orchestrated() -> Iterator[None]:
             yield
 
 
-def conduct(request: Launch, config: RunConfig, workspace: Path) -> Ending:
-    """Run the flow with a display and show how it ended."""
-    from flows.display import JsonLines, Screen, watching
-    from flows.settings import read_settings
+def place_of(request: Launch, settings: Settings, workspace: Path) -> "Place":
+    """Say where the run works and records.
+
+    Runs of this machine go through the MLflow server of ``factory up`` where it is up: the same
+    database, and its connection is open already.
+    """
+    from flows.servers import running
     from tasks.session import Place
 
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft|torch")
-    settings = read_settings()
-    place = Place(
+    servers = None if settings.mlflow_tracking_uri else running(settings)
+    uri = servers.mlflow.url if servers and servers.mlflow else settings.mlflow_uri
+    return Place(
         workspace=workspace,
         base=Path.cwd(),
-        tracking_uri=settings.mlflow_uri,
+        tracking_uri=uri,
         artifacts=None if settings.mlflow_tracking_uri else settings.artifacts,
         rerun_from=request.rerun_from,
         until=request.until,
     )
+
+
+def conduct(request: Launch, config: RunConfig, place: "Place") -> Ending:
+    """Run the flow with a display and show how it ended."""
+    from flows.display import JsonLines, Screen, watching
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft|torch")
     if request.as_json:
         lines = JsonLines(sys.stdout)
         with watching(lines):
             ending = execute(config, place)
-        show_json(lines, ending, workspace)
+        show_json(lines, ending, place.workspace)
         return ending
     screen = Screen(Console(), PHASES)
     with watching(screen), screen.live():
         ending = execute(config, place)
-    show(screen, ending, workspace)
+    show(screen, ending, place.workspace)
     return ending
 
 
@@ -148,7 +164,13 @@ def execute(config: RunConfig, place: "Place") -> Ending:
 
 def show_json(lines: "JsonLines", ending: Ending, workspace: Path) -> None:
     """Emit the result line."""
-    lines.emit("result", status=ending.status, message=ending.message, exit_code=ending.code, workspace=str(workspace))
+    lines.emit(
+        "result",
+        status=ending.status,
+        message=ending.message,
+        exit_code=ending.code,
+        workspace=str(workspace),
+    )
 
 
 def show(screen: "Screen", ending: Ending, workspace: Path) -> None:
@@ -165,6 +187,8 @@ def show(screen: "Screen", ending: Ending, workspace: Path) -> None:
         console.print(f"Report: {workspace / 'report.html'}", highlight=False)
     if ending.status == "passed":
         console.print(f"[green bold]released[/green bold] {ending.message}", highlight=False)
-        console.print(f"Chat:   factory chat {workspace}\nReport: {workspace / 'report.html'}", highlight=False)
+        console.print(
+            f"Chat:   factory chat {workspace}\nReport: {workspace / 'report.html'}", highlight=False
+        )
     if ending.status == "partial":
         console.print(ending.message)

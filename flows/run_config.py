@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self, get_args
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from core.config import Frozen
+from core.config import Block
 from core.data.config import DatasetConfig, FormatConfig, SourceConfig, SplitConfig
 from core.deployment.config import DeploymentConfig
 from core.evaluation.config import EvaluationConfig
@@ -42,7 +42,7 @@ class Problem(NamedTuple):
     what: str
 
 
-class TrackingConfig(Frozen):
+class TrackingConfig(Block):
     """What is recorded in MLflow."""
 
     experiment: str | None = Field(default=None, title="Experiment")
@@ -51,7 +51,7 @@ class TrackingConfig(Frozen):
     """Larger files are recorded by digest instead of copied into the tracking store."""
 
 
-class RunConfig(Frozen):
+class RunConfig(Block):
     """One complete run, from raw rows to a served model."""
 
     name: str = Field(default="", pattern=NAME_PATTERN, title="Name")

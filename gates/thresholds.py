@@ -4,11 +4,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from core.config import Frozen
+from core.config import Block
 from gates.verdict import Waiver
 
 
-class DatasetValidated(Frozen):
+class DatasetValidated(Block):
     """What a divided dataset must satisfy."""
 
     min_rows: int = Field(default=100, ge=1)
@@ -25,14 +25,14 @@ class DatasetValidated(Frozen):
     """Largest share of unusable raw rows; null uses the format phase's budget."""
 
 
-class BaselineEstablished(Frozen):
+class BaselineEstablished(Block):
     """What a measurement of the base model must satisfy."""
 
     min_examples: int = Field(default=50, ge=1)
     """Fewest test examples answered and graded."""
 
 
-class ModelPerformance(Frozen):
+class ModelPerformance(Block):
     """How much better than the base the tuned model must be."""
 
     mode: Literal["relative", "absolute"] = "relative"
@@ -48,7 +48,7 @@ class ModelPerformance(Frozen):
     """How far the last validation loss may lie above the best one, as a share of the best."""
 
 
-class QuantizationVerified(Frozen):
+class QuantizationVerified(Block):
     """What every quantized file must keep."""
 
     max_drop: float = Field(default=0.05, ge=-1, le=1)
@@ -66,7 +66,7 @@ class QuantizationVerified(Frozen):
         return 2 * self.max_drop if self.max_drop_upper is None else self.max_drop_upper
 
 
-class DeploymentReady(Frozen):
+class DeploymentReady(Block):
     """How the bundle must behave once started."""
 
     min_tokens_per_second: float = Field(default=5, ge=0)
@@ -77,7 +77,7 @@ class DeploymentReady(Frozen):
     """Largest model file, in millions of bytes; null sets no limit."""
 
 
-class GatesConfig(Frozen):
+class GatesConfig(Block):
     """Thresholds of every gate, and the gates a person has waived."""
 
     dataset_validated: DatasetValidated = DatasetValidated()

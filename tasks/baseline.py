@@ -8,6 +8,8 @@ from tasks.phase import Outcome, phase
 
 
 @phase("baseline", Measured, reads=READS)
-def baseline(context: RunContext, key: str, base: Checkpoint, splits: Splits, config: EvaluationConfig) -> Outcome:
+def baseline(
+    context: RunContext, key: str, base: Checkpoint, splits: Splits, config: EvaluationConfig
+) -> Outcome:
     """Ask the base model every test question."""
     return measure(context, "baseline", "baseline", base.verified(), base.digest, splits, config)

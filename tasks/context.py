@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from core.data.config import ChatTemplateName
 from gates.thresholds import GatesConfig
-from tasks.events import GateRecord, Watcher
+from tasks.events import GateRecord, PhaseState, Watcher
 from tasks.tracking import PhaseRun, Tracker
 from tasks.workspace import Workspace
 
@@ -44,7 +44,7 @@ class RunContext:
     """The tracked run of the phase at work."""
     reports: dict[str, BaseModel] = field(default_factory=dict)
     """Report of every finished phase, for the page at the end."""
-    timings: list[tuple[str, str, float, str]] = field(default_factory=list)
+    timings: list[tuple[str, PhaseState, float, str]] = field(default_factory=list)
     """Phase, state, seconds, note; in order."""
     evidence: dict[str, str] = field(default_factory=dict)
     """Digests of the report files made so far, by path in the workspace."""

@@ -7,7 +7,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.artifacts import Bundle, Checkpoint, PhaseResult, Quantized, Splits, fingerprint, read_jsonl, write_text
+from core.artifacts import (
+    Bundle,
+    Checkpoint,
+    PhaseResult,
+    Quantized,
+    Splits,
+    fingerprint,
+    read_jsonl,
+    write_text,
+)
 from core.config import Frozen
 from core.data.reports import IngestReport, SplitReport
 from core.deployment.config import DeploymentConfig
@@ -285,4 +294,6 @@ def card_errors(context: RunContext) -> tuple[str, ...]:
     """Judge the card that was written, by its schema."""
     from core.deployment.model_card import validate_card
 
-    return validate_card(json.loads((context.workspace.bundle / "model-card.json").read_text(encoding="utf-8")))
+    return validate_card(
+        json.loads((context.workspace.bundle / "model-card.json").read_text(encoding="utf-8"))
+    )

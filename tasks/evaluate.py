@@ -8,6 +8,8 @@ from tasks.phase import Outcome, phase
 
 
 @phase("evaluate", Measured, reads=READS)
-def evaluate(context: RunContext, key: str, tuned: Checkpoint, splits: Splits, config: EvaluationConfig) -> Outcome:
+def evaluate(
+    context: RunContext, key: str, tuned: Checkpoint, splits: Splits, config: EvaluationConfig
+) -> Outcome:
     """Ask the merged model every test question."""
     return measure(context, "evaluate", "tuned", tuned.verified(), tuned.digest, splits, config)

@@ -6,6 +6,9 @@ from typing import Literal, Protocol
 from core.config import Frozen
 from gates.verdict import Verdict
 
+GateStatus = Literal["passed", "blocked", "waived"]
+PhaseState = Literal["done", "reused", "failed"]
+
 
 class GateRecord(Frozen):
     """A judged gate, as written to ``gates/<name>.json``."""
@@ -13,8 +16,7 @@ class GateRecord(Frozen):
     gate: str
     passed: bool
     """True only if every check passed; a waived gate stays false."""
-    status: Literal["passed", "blocked", "waived", "stale"]
-    """stale is never written: it is what a record becomes when its evidence has changed."""
+    status: GateStatus
     checks: tuple[dict[str, object], ...]
     checked_at: str
     summary: str
@@ -31,7 +33,7 @@ class Watcher(Protocol):
         """A phase begins to work."""
         ...
 
-    def phase_finished(self, phase: str, state: str, seconds: float, note: str) -> None:
+    def phase_finished(self, phase: str, state: PhaseState, seconds: float, note: str) -> None:
         """A phase ended: state is done, reused or failed."""
         ...
 

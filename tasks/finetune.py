@@ -1,7 +1,6 @@
 """Finetune: train an adapter on the training split and fold it into the base."""
 
 import gc
-
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,6 +48,9 @@ def _finetune(
     root = context.workspace.root
     adapter, merged = root / save.lora_path, root / save.merged_path
     prepared = prepare(context, base.path, splits, model)
+    if context.phase_run:
+        for name, path in (("training", splits.train), ("validation", splits.val)):
+            context.phase_run.dataset(path, file_digest(path), name)
     tuned = train(context, key, base, prepared, model, lora, training, adapter)
     context.watcher.advanced("finetune", tuned.plan.total_steps, tuned.plan.total_steps, "merging")
     merge_error = fold(base, adapter, merged, prepared)
@@ -89,23 +91,29 @@ def train(
     """Attach, train or resume, save the adapter, and let go of the memory."""
     from core.models.adapters import attach
     from core.models.loading import load_model
+    from core.training.checkpoints import discard_finished
     from core.training.sft import finetune as run
     from core.training.sft import plan_steps, save_adapter
     from core.training.status import TrainingLog, TrainingStatus
 
     plan = plan_steps(len(prepared.inputs.train), training)
     epochs = plan.total_steps / plan.steps_per_epoch
-    status = TrainingStatus(context.workspace.status, total_steps=plan.total_steps, total_epochs=round(epochs, 3))
+    status = TrainingStatus(
+        context.workspace.status, total_steps=plan.total_steps, total_epochs=round(epochs, 3)
+    )
     with status:
         adapted = attach(load_model(model.model_copy(update={"name": str(base.path)}), trainable=True), lora)
+        checkpoints = context.workspace.root / training.output_dir
+        if context.must_rerun("finetune"):
+            # Asked to train anew: a finished state is dropped, an unfinished one is a killed run's to resume.
+            discard_finished(checkpoints, plan.total_steps)
         tuned = run(
             adapted,
             prepared.inputs,
             training,
-            checkpoints=context.workspace.root / training.output_dir,
+            checkpoints=checkpoints,
             fingerprint=key,
-            sink=Fanout(status, TrainingLog(context.workspace.training_log), context.phase_run,
-                        WatcherSink(context, plan.total_steps)),
+            sink=Fanout(status, TrainingLog(context.workspace.training_log), WatcherSink(context, plan.total_steps)),
             on_checkpoint=status.checkpointed,
             on_start=lambda progress: status.resumed(progress.step),
         )  # fmt: skip
@@ -116,7 +124,7 @@ def train(
 
 
 class WatcherSink:
-    """Passes training steps on to whoever watches."""
+    """Passes training steps on to the tracker and to whoever watches."""
 
     def __init__(self, context: RunContext, total: int) -> None:
         """Remember the watcher and the number of steps."""
@@ -124,6 +132,8 @@ class WatcherSink:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show a step."""
+        if self.context.phase_run:
+            self.context.phase_run.log(step, metrics)
         self.context.watcher.measured("finetune", step, metrics)
         if "loss" in metrics:
             self.context.watcher.advanced("finetune", step, self.total, f"loss {metrics['loss']:.3f}")
@@ -147,7 +157,13 @@ def fold(base: Checkpoint, adapter: Path, merged: Path, prepared: Prepared) -> f
 
 
 def make_report(
-    base: Checkpoint, splits: Splits, adapter: Path, merged: Path, prepared: Prepared, tuned: "Tuned", error: float
+    base: Checkpoint,
+    splits: Splits,
+    adapter: Path,
+    merged: Path,
+    prepared: Prepared,
+    tuned: "Tuned",
+    error: float,
 ) -> TrainReport:
     """Put the numbers of training together."""
     losses = tuned.progress.losses
@@ -189,5 +205,8 @@ def write_stats(context: RunContext, report: TrainReport, model: ModelConfig) ->
 def write_curve(target: Path, tuned: "Tuned") -> None:
     """Write the loss of every step, and the validation losses among them."""
     evals = dict(tuned.progress.eval_losses)
-    rows = ({"step": i, "loss": loss, "eval_loss": evals.get(i)} for i, loss in enumerate(tuned.progress.losses, 1))
+    rows = (
+        {"step": i, "loss": loss, "eval_loss": evals.get(i)}
+        for i, loss in enumerate(tuned.progress.losses, 1)
+    )
     write_jsonl(target, rows)

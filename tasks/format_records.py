@@ -13,7 +13,9 @@ class Formatted(PhaseResult[Dataset, FormatReport]):
 
 
 @phase(
-    "format", Formatted, reads=("core.data.formatting", "core.data.formats", "core.data.records", "core.data.dedup")
+    "format",
+    Formatted,
+    reads=("core.data.formatting", "core.data.formats", "core.data.records", "core.data.dedup"),
 )
 def format_records(context: RunContext, key: str, corpus: Corpus, config: FormatConfig) -> Outcome:
     """Convert, reject, deduplicate; rejected rows are kept aside with file, line and reason."""

@@ -7,7 +7,7 @@ from core.artifacts import write_json
 from gates.thresholds import GatesConfig
 from gates.verdict import Check, GateClosed, Verdict, Waiver
 from tasks.context import RunContext, current
-from tasks.events import GateRecord
+from tasks.events import GateRecord, GateStatus
 
 
 def through(verdict: Verdict) -> GateRecord:
@@ -26,7 +26,9 @@ def through(verdict: Verdict) -> GateRecord:
     record = make_record(context, verdict, waiver)
     write_json(context.workspace.gate(verdict.gate), record)
     context.judged.append(record)
-    context.tracker.gate(verdict.gate, record.status, observed(verdict.checks), waiver.reason if waiver else None)
+    context.tracker.gate(
+        verdict.gate, record.status, observed(verdict.checks), waiver.reason if waiver else None
+    )
     context.watcher.judged(record, verdict)
     if record.status == "blocked":
         raise GateClosed(verdict)
@@ -48,7 +50,7 @@ def find_waiver(gates: GatesConfig, verdict: Verdict) -> Waiver | None:
 def make_record(context: RunContext, verdict: Verdict, waiver: Waiver | None) -> GateRecord:
     """Put a verdict, its evidence and its waiver into one record."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    status = "passed" if verdict.passed else "waived" if waiver else "blocked"
+    status: GateStatus = "passed" if verdict.passed else "waived" if waiver else "blocked"
     return GateRecord(
         gate=verdict.gate,
         passed=verdict.passed,

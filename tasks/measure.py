@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.artifacts import Evaluation, PhaseResult, Splits, write_json, write_jsonl
+from core.artifacts import Evaluation, PhaseResult, Splits, file_digest, write_json, write_jsonl
 from core.evaluation.config import EvaluationConfig
 from core.evaluation.reports import EvalReport
 from tasks.context import RunContext
@@ -30,7 +30,13 @@ class Measured(PhaseResult[Evaluation, EvalReport]):
 
 
 def measure(
-    context: RunContext, phase: str, arm: str, folder: Path, digest: str, splits: Splits, config: EvaluationConfig
+    context: RunContext,
+    phase: str,
+    arm: str,
+    folder: Path,
+    digest: str,
+    splits: Splits,
+    config: EvaluationConfig,
 ) -> Outcome:
     """Evaluate a model folder on the test split and write its scores and answers."""
     from core.evaluation.evaluate import evaluate
@@ -38,6 +44,8 @@ def measure(
     from core.models.loading import load_folder
 
     splits.verified()
+    if context.phase_run:
+        context.phase_run.dataset(splits.test, file_digest(splits.test), "evaluation")
     model = load_folder(folder)
     result = evaluate(
         TorchResponder(model, chat_tokenizer(context, folder), config.batch_size),
@@ -55,8 +63,6 @@ def measure(
     value = result.report.metrics[config.primary_metric]
     note = f"{config.primary_metric} {value.value:.3f} [{value.low:.3f}, {value.high:.3f}], n={value.n}"
     return Outcome(Measured(artifact=Evaluation.of(scores), report=result.report), (scores, answers), note)
-
-
 
 
 def chat_tokenizer(context: RunContext, folder: Path) -> "ChatTokenizer":

@@ -22,9 +22,10 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from pydantic import BaseModel, ValidationError
 
-from core.artifacts import ArtifactRef, PhaseResult, fingerprint, path_digest, source_digest, write_json
+from core.artifacts import PhaseResult, fingerprint, path_digest, source_digest, write_json
 from core.config import Frozen
 from tasks.context import RunContext, current
+from tasks.events import PhaseState
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = "{workspace}"
@@ -97,11 +98,15 @@ def phase(name: str, result: type[Result], *, reads: tuple[str, ...]) -> Callabl
 def recall(context: RunContext, name: str, key: str) -> PhaseRecord | None:
     """Return the record of an identical, still intact execution, if there is one."""
     try:
-        record = PhaseRecord.model_validate_json(context.workspace.phase_record(name).read_text(encoding="utf-8"))
+        record = PhaseRecord.model_validate_json(
+            context.workspace.phase_record(name).read_text(encoding="utf-8")
+        )
     except (OSError, ValidationError):
         return None
     root = context.workspace.root
-    intact = record.key == key and all(_matches(root / path, digest) for path, digest in record.outputs.items())
+    intact = record.key == key and all(
+        _matches(root / path, digest) for path, digest in record.outputs.items()
+    )
     return record if intact else None
 
 
@@ -142,7 +147,9 @@ def _execute(context: RunContext, name: str, key: str, body: Callable[[], Outcom
     return outcome.result
 
 
-def _tell(context: RunContext, name: str, state: str, seconds: float, note: str, report: BaseModel | None) -> None:
+def _tell(
+    context: RunContext, name: str, state: PhaseState, seconds: float, note: str, report: BaseModel | None
+) -> None:
     if report is not None:
         context.reports[name] = report
     context.timings.append((name, state, seconds, note))
@@ -150,13 +157,24 @@ def _tell(context: RunContext, name: str, state: str, seconds: float, note: str,
 
 
 def _remember(
-    context: RunContext, name: str, key: str, outcome: Outcome, outputs: dict[str, str], run_id: str, seconds: float
+    context: RunContext,
+    name: str,
+    key: str,
+    outcome: Outcome,
+    outputs: dict[str, str],
+    run_id: str,
+    seconds: float,
 ) -> None:
     # Paths are kept relative, so a workspace that is moved re-runs nothing.
     prefix = json.dumps(str(context.workspace.root))[1:-1]
     result = json.loads(outcome.result.model_dump_json().replace(prefix, HERE))
     record = PhaseRecord(
-        phase=name, key=key, result=result, outputs=outputs, tracked_as=run_id, seconds=round(seconds, 3), note=outcome.note
+        phase=name,
+        key=key,
+        result=result,
+        outputs=outputs,
+        tracked_as=run_id,
+        seconds=round(seconds, 3),
+        note=outcome.note,
     )
     write_json(context.workspace.phase_record(name), record)
-

@@ -5,8 +5,18 @@ import tempfile
 import time
 from pathlib import Path
 
-from core.artifacts import Checkpoint, Evaluation, PhaseResult, Quantized, Splits, file_digest, path_digest
-from core.artifacts import read_jsonl, write_json, write_jsonl
+from core.artifacts import (
+    Checkpoint,
+    Evaluation,
+    PhaseResult,
+    Quantized,
+    Splits,
+    file_digest,
+    path_digest,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+)
 from core.evaluation.config import EvaluationConfig
 from core.quantization.config import GgufType
 from core.quantization.reports import QuantizedFile, QuantReport
@@ -73,7 +83,9 @@ def write_rows(context: RunContext, kind: str, rows: list[dict[str, object]]) ->
     return path
 
 
-def write_files(context: RunContext, merged: Path, target: Path, formats: tuple[GgufType, ...], name: str) -> None:
+def write_files(
+    context: RunContext, merged: Path, target: Path, formats: tuple[GgufType, ...], name: str
+) -> None:
     """Write one file per type; the folder ends up holding these and nothing else."""
     from core.deployment.gguf import write_gguf
     from core.quantization.gguf import quantize_gguf
@@ -99,7 +111,12 @@ def write_files(context: RunContext, merged: Path, target: Path, formats: tuple[
 
 
 def examine(
-    context: RunContext, path: Path, kind: str, splits: Splits, config: EvaluationConfig, reference: list[list[int]]
+    context: RunContext,
+    path: Path,
+    kind: str,
+    splits: Splits,
+    config: EvaluationConfig,
+    reference: list[list[int]],
 ) -> tuple[QuantizedFile, list[dict[str, object]]]:
     """Run one file through llama.cpp on the test split, with its own tokenizer and template."""
     from core.deployment.llama import LlamaRuntime

@@ -21,9 +21,13 @@ def release(bundle: Bundle, report: BundleReport, config: DeploymentConfig) -> s
     context = current()
     known = released(context)
     name = config.registered_name or context.name
-    if known.get("digest") == bundle.digest and known.get("name") == name and _still_registered(context, known):
-        return f"{name}/{known['version']}"
     tags = {"gguf_type": report.gguf_type, "gguf_digest": report.gguf_digest, "bundle_digest": bundle.digest}
+    if (
+        known.get("digest") == bundle.digest
+        and known.get("name") == name
+        and context.tracker.is_registered(name, config.alias, known["version"], tags)
+    ):
+        return f"{name}/{known['version']}"
     version = context.tracker.register(name, bundle.verified(), config.alias, tags)
     record = {
         "name": name, "version": version, "alias": config.alias, "digest": bundle.digest,
@@ -38,13 +42,9 @@ def release(bundle: Bundle, report: BundleReport, config: DeploymentConfig) -> s
 def released(context: RunContext) -> dict[str, Any]:
     """Return the record of the last release from this workspace, or nothing."""
     try:
-        record: dict[str, Any] = json.loads((context.workspace.private / "release.json").read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(
+            (context.workspace.private / "release.json").read_text(encoding="utf-8")
+        )
     except (OSError, ValueError):
         return {}
     return record
-
-
-def _still_registered(context: RunContext, known: dict[str, Any]) -> bool:
-    return known.get("tracking_uri") == context.tracker.uri and context.tracker.has_version(
-        known["name"], known["alias"], known["version"]
-    )

@@ -13,7 +13,7 @@ from gates.thresholds import GatesConfig
 from gates.verdict import GATE_NAMES, GateClosed
 from tasks.context import RunContext, StopHere, running
 from tasks.events import Watcher
-from tasks.report.gather import Ending, write_report
+from tasks.report.gather import Ending, Status, write_report
 from tasks.tracking import Tracker
 from tasks.workspace import Workspace
 
@@ -55,7 +55,9 @@ def session(purpose: Purpose, place: Place, settings: Frozen, watcher: Watcher) 
     workspace = Workspace(place.workspace)
     with workspace.locked():
         forget_verdicts(workspace)
-        tracker = Tracker(place.tracking_uri, purpose.experiment, place.artifacts, max_file_mb=purpose.max_file_mb)
+        tracker = Tracker(
+            place.tracking_uri, purpose.experiment, place.artifacts, max_file_mb=purpose.max_file_mb
+        )
         tracker.gates_view(GATE_NAMES)
         tracker.start(purpose.name, settings)
         context = RunContext(
@@ -84,7 +86,8 @@ def _told(context: RunContext, settings: Frozen) -> Iterator[None]:
     """Tell how a run ended, in the workspace and in the tracker."""
     began = datetime.now(UTC)
     clock = time.monotonic()
-    status, error = "passed", None
+    status: Status = "passed"
+    error: str | None = None
     try:
         yield
     except GateClosed as closed:
@@ -145,7 +148,8 @@ def write_manifest(workspace: Workspace) -> None:
     """Write the digest of every file a run left in the workspace."""
     files = sorted(p for p in workspace.root.rglob("*") if p.is_file() and _is_listed(workspace, p))
     entries = {
-        p.relative_to(workspace.root).as_posix(): {"digest": file_digest(p), "bytes": p.stat().st_size} for p in files
+        p.relative_to(workspace.root).as_posix(): {"digest": file_digest(p), "bytes": p.stat().st_size}
+        for p in files
     }
     write_json(workspace.manifest, {"files": entries})
 

@@ -13,7 +13,9 @@ class Divided(PhaseResult[Splits, SplitReport]):
 
 
 @phase("split", Divided, reads=("core.data.split", "core.data.dedup", "core.data.leakage"))
-def split(context: RunContext, key: str, dataset: Dataset, formatted: FormatReport, config: SplitConfig) -> Outcome:
+def split(
+    context: RunContext, key: str, dataset: Dataset, formatted: FormatReport, config: SplitConfig
+) -> Outcome:
     """Divide, then measure leakage from the written files."""
     target = context.workspace.splits
     report = divide(dataset.verified(), target, config, formatted=formatted)

@@ -109,7 +109,9 @@ class PhaseRun:
         # MLflow keeps 36 characters of a digest.
         entity = Dataset(name=path.name, digest=digest.removeprefix("sha256:")[:36], source_type="local",
                          source=f'{{"uri": "{path.as_uri()}"}}')  # fmt: skip
-        self.client.log_inputs(self.run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
+        self.client.log_inputs(
+            self.run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", context)])]
+        )
 
 
 def _log_params(client: MlflowClient, run_id: str, values: dict[str, Any]) -> None:
@@ -133,7 +135,9 @@ class Tracker:
         self.client, self.uri, self.max_file_mb = MlflowClient(tracking_uri=uri), uri, max_file_mb
         found = self.client.get_experiment_by_name(experiment)
         place = (artifacts / experiment).resolve().as_uri() if artifacts else None
-        self.experiment_id: str = found.experiment_id if found else self.client.create_experiment(experiment, place)
+        self.experiment_id: str = (
+            found.experiment_id if found else self.client.create_experiment(experiment, place)
+        )
         self.run_id = ""
         self._close_dead_runs()
 
@@ -167,7 +171,10 @@ class Tracker:
     def gate(self, name: str, status: str, observed: dict[str, float], reason: str | None) -> None:
         """Record a verdict: the tag people filter by, and the numbers behind it."""
         now = _now()
-        values = {f"gate.{name}": float(status != "blocked"), **{f"gate.{name}.{k}": v for k, v in observed.items()}}
+        values = {
+            f"gate.{name}": float(status != "blocked"),
+            **{f"gate.{name}.{k}": v for k, v in observed.items()},
+        }
         metrics = [Metric(_safe(k), v, now, 0) for k, v in values.items() if math.isfinite(v)]
         tags = [RunTag(f"gate.{name}", status)]
         if reason is not None:
@@ -213,18 +220,21 @@ class Tracker:
         self.client.set_registered_model_alias(name, alias, version)
         return version
 
-    def has_version(self, name: str, alias: str, version: str) -> bool:
-        """Tell whether the alias of a registered model points at this version."""
+    def is_registered(self, name: str, alias: str, version: str, tags: dict[str, str]) -> bool:
+        """Tell whether the alias points at this version, and the version is of what the tags say."""
         try:
-            return str(self.client.get_model_version_by_alias(name, alias).version) == version
+            found = self.client.get_model_version_by_alias(name, alias)
         except MlflowException:
             return False
+        return str(found.version) == version and tags.items() <= found.tags.items()
 
     def gates_view(self, gates: tuple[str, ...]) -> None:
         """Give the experiment a ready table with one column per gate."""
         columns = ["tags.`status`", *(f"tags.`gate.{gate}`" for gate in gates)]
-        state = '{"selectedColumns": [%s], "orderByKey": "attributes.start_time", "orderByAsc": false}' % ", ".join(
-            f'"{c}"' for c in columns
+        state = (
+            '{{"selectedColumns": [{}], "orderByKey": "attributes.start_time", "orderByAsc": false}}'.format(
+                ", ".join(f'"{c}"' for c in columns)
+            )
         )
         self.client.set_experiment_tag(self.experiment_id, VIEW_TAG, state)
 

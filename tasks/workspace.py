@@ -51,7 +51,9 @@ class Workspace:
         try:
             self.private.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"cannot write the workspace ({error.strerror})", where=str(self.root)) from error
+            raise ConfigError(
+                f"cannot write the workspace ({error.strerror})", where=str(self.root)
+            ) from error
         # The system drops the lock when its process dies, so a kill leaves nothing to clean.
         lock = FileLock(self.private / "lock")
         try:

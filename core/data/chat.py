@@ -4,6 +4,7 @@ What is unusual: no marker of any template family is written here. Where an answ
 which token ends it, is found by rendering prefixes of the conversation with the template itself.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -150,7 +151,7 @@ class ChatTokenizer:
         # A token reaches across the border of an answer. Generation starts from the prompt's own
         # tokens, so training should too, if the pieces still spell the same text.
         ends = [0, *cuts, len(text)]
-        pieces = [self._ids_without_bos(text[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+        pieces = [self._ids_without_bos(text[a:b]) for a, b in itertools.pairwise(ends)]
         pieces[0] = self._ids(text[: cuts[0]])
         joined = [token for piece in pieces for token in piece]
         if self.tokenizer.decode(joined) == self.tokenizer.decode(whole):

@@ -4,13 +4,13 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from core.config import Frozen
+from core.config import Block
 
 RowFormat = Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion"]
 ChatTemplateName = Literal["gemma-3", "llama-3", "mistral", "chatml", "zephyr"]
 
 
-class SourceConfig(Frozen):
+class SourceConfig(Block):
     """One place rows come from."""
 
     path: str = Field(min_length=1)
@@ -24,7 +24,7 @@ class SourceConfig(Frozen):
     not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"path"})
 
 
-class FormatConfig(Frozen):
+class FormatConfig(Block):
     """How raw rows become conversations."""
 
     max_rejected: float = Field(default=0.05, ge=0, le=1)
@@ -33,7 +33,7 @@ class FormatConfig(Frozen):
     """Keep one of every group of rows that are equal after normalisation."""
 
 
-class SplitConfig(Frozen):
+class SplitConfig(Block):
     """How conversations are divided."""
 
     strategy: Literal["random", "group"] = "random"
@@ -58,7 +58,7 @@ class SplitConfig(Frozen):
         return self
 
 
-class DatasetConfig(Frozen):
+class DatasetConfig(Block):
     """The dataset block of a training config; its path is a source when no sources are given."""
 
     path: str = "data/splits/train.jsonl"

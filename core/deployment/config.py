@@ -4,11 +4,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from core.config import Frozen
+from core.config import Block
 from core.quantization.config import GgufType
 
 
-class DeploymentConfig(Frozen):
+class DeploymentConfig(Block):
     """What goes into the bundle and onto its model card."""
 
     format: GgufType | Literal["smallest"] = "smallest"

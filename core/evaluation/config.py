@@ -4,12 +4,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from core.config import Frozen
+from core.config import Block
 
 MetricName = Literal["exact_match", "token_f1"]
 
 
-class EvaluationConfig(Frozen):
+class EvaluationConfig(Block):
     """How models are asked and graded."""
 
     primary_metric: MetricName = "exact_match"

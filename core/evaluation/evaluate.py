@@ -90,9 +90,9 @@ def evaluate(
     began = clock()
     answers = responder.answer([q.messages for q in questions], config.max_new_tokens, tick)
     seconds = max(clock() - began, 1e-9)
-    scores = {name: tuple(GRADERS[name](a.text, q.reference) for a, q in zip(answers, questions, strict=True))
+    scores: dict[str, tuple[float, ...]] = {name: tuple(GRADERS[name](a.text, q.reference) for a, q in zip(answers, questions, strict=True))
               for name in config.metrics}  # fmt: skip
-    metrics = {name: _interval(values, config) for name, values in scores.items()}
+    metrics: dict[str, MetricValue] = {name: _interval(values, config) for name, values in scores.items()}
     report = EvalReport(
         arm=arm,
         metric=config.primary_metric,
@@ -111,7 +111,9 @@ def evaluate(
         seed=config.seed,
         tokens_per_second=sum(a.n_generated for a in answers) / seconds,
     )
-    return Evaluated(report, [_row(q, a, scores, i) for i, (q, a) in enumerate(zip(questions, answers, strict=True))])
+    return Evaluated(
+        report, [_row(q, a, scores, i) for i, (q, a) in enumerate(zip(questions, answers, strict=True))]
+    )
 
 
 def prompt_digest(answers: Sequence[Answer]) -> str:
@@ -127,7 +129,9 @@ def _interval(values: Sequence[float], config: EvaluationConfig) -> MetricValue:
     return MetricValue(value=value, low=low, high=high, n=len(values))
 
 
-def _row(question: Question, answer: Answer, scores: dict[Any, tuple[float, ...]], index: int) -> dict[str, Any]:
+def _row(
+    question: Question, answer: Answer, scores: dict[Any, tuple[float, ...]], index: int
+) -> dict[str, Any]:
     return {
         "id": question.id,
         "question": question.messages[-1]["content"],

@@ -29,7 +29,9 @@ class TorchResponder:
         answers: dict[int, Answer] = {}
         for first in range(0, len(order), self.batch_size):
             chosen = order[first : first + self.batch_size]
-            for index, new in zip(chosen, self._generate([ids[i] for i in chosen], max_new_tokens), strict=True):
+            for index, new in zip(
+                chosen, self._generate([ids[i] for i in chosen], max_new_tokens), strict=True
+            ):
                 text = self.chat.tokenizer.decode(new, skip_special_tokens=True)
                 answers[index] = Answer(str(text).strip(), ids[index], len(new))
             tick(len(answers), len(ids))
@@ -43,7 +45,11 @@ class TorchResponder:
         input_ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         settings = GenerationConfig(
-            do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(self.stops), pad_token_id=pad, use_cache=True
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted(self.stops),
+            pad_token_id=pad,
+            use_cache=True,
         )
         output = self.model.generate(input_ids=input_ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
         return [_until_stop(row, self.stops) for row in output[:, width:].tolist()]

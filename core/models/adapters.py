@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from core.errors import ConfigError
 from core.models.config import LoraConfig
+from core.models.seed import seed_everything
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"}
 MLP = {"gate_proj", "up_proj", "down_proj", "gate_up_proj"}
@@ -55,7 +56,7 @@ def attach(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     checkpointing = bool(config.use_gradient_checkpointing)
     if getattr(model, "is_loaded_in_4bit", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    torch.manual_seed(config.random_state)
+    seed_everything(config.random_state)
     adapted = get_peft_model(
         model,
         PeftLoraConfig(

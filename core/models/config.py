@@ -4,12 +4,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from core.config import Frozen
+from core.config import Block
 
 LINEAR_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-class ModelConfig(Frozen):
+class ModelConfig(Block):
     """The base model."""
 
     name: str = Field(min_length=1)
@@ -27,7 +27,7 @@ class ModelConfig(Frozen):
     not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"name"})
 
 
-class LoraConfig(Frozen):
+class LoraConfig(Block):
     """The low-rank adapter: W + (lora_alpha / r) B A."""
 
     r: Literal[4, 8, 16, 32, 64, 128] = 8

@@ -45,7 +45,7 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> PreTrainedMod
     quantization = nf4(dtype) if config.load_in_4bit and trainable else None
     place = {"": str(device)} if quantization else None
     with _clear_messages(config.name):
-        model = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             config.name,
             dtype=dtype,
             quantization_config=quantization,
@@ -53,17 +53,23 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> PreTrainedMod
             use_safetensors=True,
             trust_remote_code=False,
         )
-    return model if quantization else model.to(device)
+    return model if quantization else moved(model, device)
 
 
 def load_folder(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Load a model folder that this program wrote, for inference."""
     device = pick_device()
     with _clear_messages(str(folder)):
-        model = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype or pick_dtype(None, device), use_safetensors=True, trust_remote_code=False
         )
-    return model.to(device).eval()
+    return moved(model, device).eval()
+
+
+def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Move a model to a device; Transformers' own wrapper of ``to`` hides its types."""
+    torch.nn.Module.to(model, device)
+    return model
 
 
 def nf4(compute: torch.dtype) -> Any:
@@ -87,7 +93,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     with _clear_messages(name):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ModelError("the tokenizer has no tokenizer.json", where=name, fix="convert it to a fast tokenizer")
+        raise ModelError(
+            "the tokenizer has no tokenizer.json", where=name, fix="convert it to a fast tokenizer"
+        )
     return tokenizer
 
 
@@ -128,10 +136,14 @@ def _clear_messages(name: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise ResourceError(
-            "not enough GPU memory to load the model", where=name, fix="load_in_4bit: true, or a smaller model"
+            "not enough GPU memory to load the model",
+            where=name,
+            fix="load_in_4bit: true, or a smaller model",
         ) from error
     except MemoryError as error:
-        raise ResourceError("not enough memory to load the model", where=name, fix="a smaller model") from error
+        raise ResourceError(
+            "not enough memory to load the model", where=name, fix="a smaller model"
+        ) from error
     except (OSError, ValueError) as error:
         raise ModelError(
             f"cannot load the model: {str(error).splitlines()[0]}",
@@ -139,4 +151,3 @@ def _clear_messages(name: str) -> Iterator[None]:
             fix="give a folder with config.json, tokenizer.json and *.safetensors, or a Hub id you can reach "
             "(model.name in the config); pickled weights and remote code are refused",
         ) from error
-

@@ -40,7 +40,10 @@ class TrainingCheckpoints:
         target = self.folder / f"{PREFIX}{progress.step}"
         with atomic_path(target) as part:
             part.mkdir()
-            save_file({k: v.detach().contiguous() for k, v in self.parameters.items()}, part / "trainable.safetensors")
+            save_file(
+                {k: v.detach().contiguous() for k, v in self.parameters.items()},
+                part / "trainable.safetensors",
+            )
             state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
             torch.save(state, part / "optimizer.pt")
             write_json(part / "progress.json", {"fingerprint": self.fingerprint, **progress._asdict()})
@@ -73,3 +76,10 @@ class TrainingCheckpoints:
     def _saved(self) -> list[tuple[int, Path]]:
         found = self.folder.glob(f"{PREFIX}*") if self.folder.is_dir() else []
         return [(int(p.name.removeprefix(PREFIX)), p) for p in found if p.name.removeprefix(PREFIX).isdigit()]
+
+
+def discard_finished(folder: Path, total_steps: int) -> None:
+    """Delete the state of a run that reached its last step, so that the next one starts afresh."""
+    finished = folder / f"{PREFIX}{total_steps}"
+    if finished.is_dir():
+        shutil.rmtree(finished)

@@ -4,10 +4,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from core.config import Frozen
+from core.config import Block
 
 
-class TrainingConfig(Frozen):
+class TrainingConfig(Block):
     """One fine-tuning run; names and defaults follow Hugging Face."""
 
     per_device_train_batch_size: int = Field(default=2, ge=1, le=64)
@@ -48,7 +48,7 @@ class TrainingConfig(Frozen):
     not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"logging_steps", "save_steps", "output_dir"})
 
 
-class SaveConfig(Frozen):
+class SaveConfig(Block):
     """Where results go inside the workspace, and in which GGUF type."""
 
     lora_path: str = "models/checkpoints/lora"
@@ -65,7 +65,7 @@ class SaveConfig(Frozen):
     """Repository on the Hub, owner/name."""
 
 
-class WandbConfig(Frozen):
+class WandbConfig(Block):
     """Accepted for compatibility; tracking goes to MLflow."""
 
     enabled: bool = False

@@ -46,7 +46,11 @@ class LanguageStep:
     """
 
     def __init__(
-        self, model: nn.Module, device: torch.device, cast: Autocast, scaler: torch.amp.GradScaler | None = None
+        self,
+        model: nn.Module,
+        device: torch.device,
+        cast: Autocast,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         """Remember the model and how to run it."""
         self.model, self.device, self.cast, self.scaler = model, device, cast, scaler

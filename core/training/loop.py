@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from core.errors import TrainingFailed
-from core.sinks import MetricSink
 from core.models.seed import seed_step
+from core.sinks import MetricSink
 
 
 class StepLoss(NamedTuple):

@@ -26,7 +26,7 @@ def build_optimizer(parameters: Iterable[Parameter], config: TrainingConfig) -> 
         case "adafactor":
             return torch.optim.Adafactor(groups, lr=rate)
         case "adamw_8bit":
-            from bitsandbytes.optim import AdamW8bit
+            from bitsandbytes.optim import AdamW8bit  # type: ignore[attr-defined]
 
             optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=rate)
             return optimizer
@@ -38,4 +38,7 @@ def build_scheduler(
     """Build warm-up and decay over ``total_steps`` optimizer steps."""
     kind = "constant_with_warmup" if config.lr_scheduler_type == "constant" else config.lr_scheduler_type
     warmup = min(config.warmup_steps, total_steps)
-    return get_scheduler(kind, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
+    scheduler: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
+        kind, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps
+    )
+    return scheduler

@@ -42,7 +42,9 @@ def pretrain(
     optimizer = build_optimizer(model.parameters(), config)
     scheduler = build_scheduler(optimizer, config, plan.total_steps)
     # Tied weights appear once: a tensor stored under two names cannot be saved as safetensors.
-    keeper = TrainingCheckpoints(checkpoints, fingerprint, dict(model.named_parameters()), optimizer, scheduler)
+    keeper = TrainingCheckpoints(
+        checkpoints, fingerprint, dict(model.named_parameters()), optimizer, scheduler
+    )
     start = keeper.restore()
     device = model.device
     cast = autocast(device, autocast_dtype(config, model))

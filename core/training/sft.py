@@ -3,11 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from core.artifacts import atomic_path
@@ -47,7 +49,13 @@ def plan_steps(n_examples: int, config: TrainingConfig) -> Plan:
     per_epoch = math.ceil(n_examples / per_step)
     total = config.max_steps or max(1, round(config.num_train_epochs * per_epoch))
     return Plan(
-        total, per_epoch, config.logging_steps, config.eval_steps, config.save_steps, config.max_grad_norm, config.seed
+        total,
+        per_epoch,
+        config.logging_steps,
+        config.eval_steps,
+        config.save_steps,
+        config.max_grad_norm,
+        config.seed,
     )
 
 
@@ -84,8 +92,10 @@ def finetune(
     scaler = torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
     optimizer = build_optimizer(model.parameters(), config)
     scheduler = build_scheduler(optimizer, config, plan.total_steps)
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    keeper = _Announced(TrainingCheckpoints(checkpoints, fingerprint, trainable, optimizer, scheduler), on_checkpoint)
+    trainable: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    keeper = _Announced(
+        TrainingCheckpoints(checkpoints, fingerprint, trainable, optimizer, scheduler), on_checkpoint
+    )
     start = keeper.inner.restore()
     on_start(start)
     cast = autocast(device, dtype)
@@ -100,13 +110,20 @@ def finetune(
             start=start,
             sink=sink,
             checkpointer=keeper,
-            evaluate=(lambda: mean_loss(model, _val_batches(inputs, config), device, cast)) if inputs.val else None,
+            evaluate=(lambda: mean_loss(model, _val_batches(inputs, config), device, cast))
+            if inputs.val
+            else None,
             scaler=scaler,
         )
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return Tuned(
-        progress, plan, time.monotonic() - began, sum(n for n, on in sizes if on), sum(n for n, _ in sizes), name
+        progress,
+        plan,
+        time.monotonic() - began,
+        sum(n for n, on in sizes if on),
+        sum(n for n, _ in sizes),
+        name,
     )
 
 
@@ -129,8 +146,7 @@ def autocast_dtype(config: TrainingConfig, model: PreTrainedModel | PeftModel) -
         return torch.float16
     if config.bf16 is False and config.fp16 is False:
         return None
-    held = next((p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
-    return held
+    return next((p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
 
 
 def _micro_batches(inputs: SftInputs, config: TrainingConfig, start: int) -> Iterator[list[Batch]]:
@@ -145,19 +161,17 @@ def _val_batches(inputs: SftInputs, config: TrainingConfig) -> Iterator[Batch]:
         yield collate(inputs.val[first : first + size], inputs.pad_id)
 
 
-class _memory_message:
-    """Turns running out of memory into advice."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
-            raise ResourceError(
-                "memory ran out during training",
-                where="training.per_device_train_batch_size",
-                fix="halve it and double gradient_accumulation_steps (same result), or lower model.max_seq_length",
-            ) from error
+@contextmanager
+def _memory_message() -> Iterator[None]:
+    """Turn running out of memory into advice."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ResourceError(
+            "memory ran out during training",
+            where="training.per_device_train_batch_size",
+            fix="halve it and double gradient_accumulation_steps (same result), or lower model.max_seq_length",
+        ) from error
 
 
 def save_adapter(model: PeftModel, target: Path) -> None:

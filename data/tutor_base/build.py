@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from core.artifacts import fingerprint
 from core.config import Frozen
 from core.data.batches import pack
+from core.models.loading import moved
 from core.models.scratch import LlamaShape, build_llama, save_model, train_tokenizer
 from core.training.config import TrainingConfig
 from core.training.pretrain import pretrain
@@ -85,7 +86,7 @@ def build(recipe: BaseRecipe, out: Path, checkpoints: Path) -> None:
     rows = packed(tokenizer, recipe.seed, recipe.documents, recipe.row_length)
     held_out = packed(tokenizer, recipe.seed + 2, recipe.held_out, recipe.row_length)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_llama(recipe.shape, tokenizer, recipe.seed).to(device)
+    model = moved(build_llama(recipe.shape, tokenizer, recipe.seed), device)
     size = sum(p.numel() for p in model.parameters())
     print(f"{size:,} parameters on {device}; {rows.numel():,} tokens in {len(rows):,} rows", flush=True)
     pretrain(model, rows, held_out, recipe.training, checkpoints=checkpoints,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -18,11 +18,13 @@ from tasks.report.page import AnswerRow, CheckView, CurvePoint, GateView, PhaseV
 PACKAGES = ("torch", "transformers", "peft", "llama-cpp-python", "prefect", "mlflow")
 
 
+Status = Literal["passed", "partial", "blocked", "failed"]
+
+
 class Ending(Frozen):
     """How a run ended."""
 
-    status: str
-    """passed, partial, blocked or failed."""
+    status: Status
     error: str | None
     started_at: str
     seconds: float
@@ -98,8 +100,11 @@ def phase_views(context: RunContext) -> Iterator[PhaseView]:
     """Lay out all eight phases, reached or not."""
     known = {name: (state, seconds, note) for name, state, seconds, note in context.timings}
     for name in PHASES:
-        state, seconds, note = known.get(name, ("not started", 0.0, ""))
-        yield PhaseView(name=name, state=state, seconds=seconds, note=note)
+        if name in known:
+            state, seconds, note = known[name]
+            yield PhaseView(name=name, state=state, seconds=seconds, note=note)
+        else:
+            yield PhaseView(name=name, state="not started")
 
 
 def curve(context: RunContext) -> tuple[CurvePoint, ...]:
@@ -124,9 +129,9 @@ def answers(context: RunContext) -> Iterator[AnswerRow]:
             question=row["question"],
             reference=row["reference"],
             topic=_topic(row),
-            baseline=before and before["answer"],
-            tuned=after and after["answer"],
-            shipped=small and small["answer"],
+            baseline=before["answer"] if before else None,
+            tuned=after["answer"] if after else None,
+            shipped=small["answer"] if small else None,
             baseline_scores=_scores(context.reports.get("baseline"), before),
             tuned_scores=_scores(context.reports.get("baseline"), after),
             shipped_scores=_scores(context.reports.get("baseline"), small),

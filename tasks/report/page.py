@@ -46,6 +46,7 @@ class CheckView(Frozen):
     comparison: str
     passed: bool
     detail: str = ""
+    is_limit: bool = False
 
 
 class GateView(Frozen):

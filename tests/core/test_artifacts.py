@@ -90,7 +90,9 @@ def test_a_killed_writer_leaves_the_old_file_and_sweepable_parts(tmp_path: Path)
             part.write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)
     """)
-    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": os.getcwd()}, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": os.getcwd()}, check=False
+    )
     assert done.returncode == -signal.SIGKILL
     assert target.read_text() == "old\n"
     assert len(list(tmp_path.iterdir())) == 2

@@ -277,7 +277,7 @@ def test_no_number_can_be_infinite_or_nan(run, poison):
 
 
 def test_not_even_one_score_can_be_nan(run):
-    scores = (math.nan,) + run["tuned"].scores["exact_match"][1:]
+    scores = (math.nan, *run["tuned"].scores["exact_match"][1:])
     run["tuned"] = run["tuned"].model_copy(update={"scores": {"exact_match": scores}})
     assert closed(run) == {"model-performance", "quantization-verified"}
 

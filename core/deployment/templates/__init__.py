@@ -24,7 +24,7 @@ def render_page(name: str, values: Mapping[str, object]) -> str:
         jinja2.UndefinedError: If a value is missing.
     """
     # No HTML escaping: these pages are Markdown, and the code in them is copied by hand.
-    pages = Environment(  # noqa: S701
+    pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
         trim_blocks=True,

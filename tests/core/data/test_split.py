@@ -78,7 +78,7 @@ def test_order_of_the_file_decides_nothing(divide, make_row):
         divide(rows, "one", **settings)
         shuffled = rows[:]
         rng.shuffle(shuffled)
-        report, other = divide(shuffled, "two", **settings)
+        _report, other = divide(shuffled, "two", **settings)
         for name in NAMES:
             assert (other / f"{name}.jsonl").read_bytes() == (other.parent / f"one/{name}.jsonl").read_bytes()
 

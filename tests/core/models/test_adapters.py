@@ -34,7 +34,9 @@ def test_parameter_count_is_rank_times_both_widths(base_folder: Path):
 
 
 @pytest.mark.parametrize("rslora", [False, True])
-def test_merged_logits_equal_base_plus_adapter_and_the_formula(base_folder: Path, tmp_path: Path, rslora: bool):
+def test_merged_logits_equal_base_plus_adapter_and_the_formula(
+    base_folder: Path, tmp_path: Path, rslora: bool
+):
     config = PLAIN.model_copy(update={"use_rslora": rslora})
     model = attach(load_folder(base_folder), config)
     torch.manual_seed(0)

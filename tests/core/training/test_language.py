@@ -83,4 +83,6 @@ def test_mean_loss_is_per_token_not_per_batch_and_restores_the_mode(model):
 
 def test_random_weights_score_near_the_uniform_entropy(model):
     batch = collate(examples(30), 1)
-    assert float(loss_sum(model, batch).detach()) / trained_tokens(batch) == pytest.approx(math.log(400), rel=0.05)
+    assert float(loss_sum(model, batch).detach()) / trained_tokens(batch) == pytest.approx(
+        math.log(400), rel=0.05
+    )

@@ -1,5 +1,6 @@
 """The runtime answers like transformers, and survives what kills llama.cpp."""
 
+import itertools
 import json
 import os
 import signal
@@ -77,7 +78,7 @@ def speller(folder: Path, checkpoint: Path, text: str) -> Path:
     size = weights["lm_head.weight"].shape[0]
     weights["model.embed_tokens.weight"][:, :size] = torch.eye(size)
     weights["model.norm.weight"] += 1
-    for before, after in zip(chain, chain[1:], strict=False):
+    for before, after in itertools.pairwise(chain):
         weights["lm_head.weight"][after, before] = 1
     save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
     write_gguf(saved, folder / "model.gguf", dtype="f32", name="speller")
@@ -118,7 +119,7 @@ def test_temperature_draws_by_seed(runtime: LlamaRuntime) -> None:
 
 def test_a_shared_beginning_does_not_change_answers(runtime: LlamaRuntime, gguf: Path) -> None:
     start = runtime.encode(MESSAGES)
-    prompts = [start, start + [40, 41, 42], start + [40, 50], start[:5], start]
+    prompts = [start, [*start, 40, 41, 42], [*start, 40, 50], start[:5], start]
     together = runtime.generate_batch(prompts, max_new_tokens=12)
     for prompt, answer in zip(prompts, together, strict=True):
         with LlamaRuntime(gguf, context_length=700, exact=True) as fresh:

@@ -1,0 +1,210 @@
+"""Every gate closed in turn on the way through one workspace; then open, then unchanged.
+
+Each step closes the next gate, so every phase is worked on exactly once over the whole chain,
+and what lies behind a closed gate has provably not been started.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from core.artifacts import path_digest
+from tests.thimble.conftest import Factory
+
+PHASES = ("ingest", "format", "split", "baseline", "finetune", "evaluate", "quantize", "deploy")
+CLOSING = {
+    "dataset-validated": ("gates.dataset_validated.min_rows=100000", 3),
+    "baseline-established": ("gates.baseline_established.min_examples=101", 4),
+    "model-performance": ("gates.model_performance.min_improvement=5", 6),
+    "quantization-verified": ("gates.quantization_verified.max_size_mb=0.001", 7),
+    "deployment-ready": ("gates.deployment_ready.max_memory_gb=0.001", 8),
+}
+LEFT_BEHIND = {
+    "dataset-validated": "metrics/baseline.json",
+    "baseline-established": "models",
+    "model-performance": "models/quantized",
+    "quantization-verified": "bundle",
+    "deployment-ready": ".factory/release.json",
+}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("chain") / "ws"
+
+
+@pytest.mark.parametrize("gate", CLOSING)
+def test_a_closed_gate_stops_the_run(factory: Factory, workspace: Path, gate: str):
+    override, reached = CLOSING[gate]
+    ran = factory.run(workspace, "-o", override)
+    assert ran.code == 3, ran.stderr
+    assert ran.result["status"] == "blocked"
+    assert gate in ran.result["message"]
+    assert "Traceback" not in ran.stderr
+    assert tuple(ran.phases) == PHASES[:reached]
+    assert list(ran.gates.values()) == ["passed"] * (len(ran.gates) - 1) + ["blocked"]
+    assert not (workspace / LEFT_BEHIND[gate]).exists()
+    record = json.loads((workspace / f"gates/{gate}.json").read_text())
+    assert record["passed"] is False
+    assert any(not check["passed"] for check in record["checks"])
+    assert {"name", "observed", "threshold", "comparison", "passed"} <= set(record["checks"][0])
+    shown = factory.command("gates", str(workspace))
+    assert shown.returncode == 3
+    assert gate in shown.stdout
+    assert "blocked" in (workspace / "report.html").read_text().lower()
+
+
+def test_blocked_runs_are_failed_runs_named_so_in_prefect_and_mlflow(factory: Factory, workspace: Path):
+    runs = mlflow_runs(factory)
+    blocked = [run for run in runs if run.data.tags.get("status") == "blocked"]
+    assert len(blocked) == len(CLOSING)
+    assert {run.info.status for run in blocked} == {"FAILED"}
+    assert sorted(g for r in blocked for g in CLOSING if r.data.tags.get(f"gate.{g}") == "blocked") == sorted(
+        CLOSING
+    )
+    assert all(run.info.run_name.startswith("BLOCKED thimble") for run in blocked)
+    states = flow_states(factory)
+    assert states.count(("FAILED", "GateBlocked")) == len(CLOSING)
+
+
+def test_open_gates_release_the_model(factory: Factory, workspace: Path):
+    ran = factory.run(workspace)
+    assert ran.code == 0, ran.stderr
+    assert set(ran.gates.values()) == {"passed"}
+    assert list(ran.phases.values()) == ["reused"] * 8
+    for path in (
+        "data/splits/train.jsonl", "data/splits/val.jsonl", "data/splits/test.jsonl", "metrics/baseline.json",
+        "metrics/evaluation.json", "metrics/quantization.json", "metrics/training-stats.json", "logs/training.log",
+        ".factory/training-status.json", "models/checkpoints/lora/adapter_config.json",
+        "models/checkpoints/lora/adapter_model.safetensors", "models/checkpoints/merged/model.safetensors",
+        "models/quantized/model-Q8_0.gguf", "docs/model-card.md", "docs/inference-api.md", "report.html",
+        "manifest.json", "bundle/Modelfile",
+    ):  # fmt: skip
+        assert (workspace / path).is_file(), path
+    assert factory.command("gates", str(workspace)).returncode == 0
+
+
+def test_manifest_holds_the_digest_of_every_file(factory: Factory, workspace: Path):
+    listed = json.loads((workspace / "manifest.json").read_text())["files"]
+    assert "models/quantized/model-Q8_0.gguf" in listed
+    assert not any(name.startswith(".") for name in listed)
+    for name, entry in listed.items():
+        assert path_digest(workspace / name) == entry["digest"], name
+
+
+def test_the_improvement_is_real_and_the_file_holds_it(workspace: Path):
+    scores = [json.loads((workspace / f"metrics/{n}.json").read_text()) for n in ("baseline", "evaluation")]
+    assert scores[1]["value"] - scores[0]["value"] > 0.2
+    assert scores[0]["split_digest"] == scores[1]["split_digest"]
+    assert scores[0]["decoding"] == scores[1]["decoding"]
+    quantized = json.loads((workspace / "metrics/quantization.json").read_text())["files"][0]
+    assert quantized["prompt_mismatches"] == 0
+    assert quantized["evaluation"]["decoding"]["prompt_digest"] == scores[1]["decoding"]["prompt_digest"]
+
+
+def test_a_second_unchanged_run_judges_gates_only(factory: Factory, workspace: Path):
+    before = {p: p.stat().st_mtime_ns for p in workspace.rglob("*") if p.is_file() and "models" in p.parts}
+    release = (workspace / ".factory/release.json").read_bytes()
+    ran = factory.run(workspace)
+    assert ran.code == 0
+    assert list(ran.phases.values()) == ["reused"] * 8
+    assert len(ran.gates) == 5
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+    assert (workspace / ".factory/release.json").read_bytes() == release
+
+
+def test_the_released_model_answers(factory: Factory, workspace: Path):
+    answered = factory.command("chat", str(workspace), "--prompt", "Convert 24 l to ml.")
+    assert answered.returncode == 0, answered.stderr
+    assert answered.stdout.strip() == "24000 ml"
+
+
+def test_the_registry_points_at_the_release(factory: Factory, workspace: Path):
+    from mlflow import MlflowClient
+
+    version = MlflowClient(factory.mlflow_uri).get_model_version_by_alias("thimble", "champion")
+    assert version.tags["gguf_digest"] == path_digest(workspace / "models/quantized/model-Q8_0.gguf")
+    copied = Path(version.source.removeprefix("file://")) / "model-Q8_0.gguf"
+    assert path_digest(copied) == version.tags["gguf_digest"]
+
+
+def test_edited_evidence_makes_its_gates_stale_and_the_next_run_mends_it(factory: Factory, workspace: Path):
+    scores = workspace / "metrics/baseline.json"
+    scores.write_text(scores.read_text().replace('"value": ', '"value":  ', 1))
+    shown = factory.command("gates", str(workspace))
+    assert shown.returncode == 3
+    assert "STALE" in shown.stdout
+    assert "metrics/baseline.json" in shown.stdout
+    ran = factory.run(workspace)
+    assert ran.code == 0
+    assert ran.phases["baseline"] == "done"
+    assert ran.phases["finetune"] == "reused"
+
+
+def test_a_deleted_model_is_made_again_and_nothing_before_it(factory: Factory, workspace: Path):
+    (workspace / "models/quantized/model-Q8_0.gguf").unlink()
+    ran = factory.run(workspace)
+    assert ran.code == 0
+    assert ran.phases["evaluate"] == "reused"
+    assert ran.phases["quantize"] == "done"
+
+
+def test_a_waiver_by_name_and_reason_lets_the_run_pass_and_is_recorded(factory: Factory, workspace: Path):
+    closed = "gates.baseline_established.min_examples=101"
+    waiver = 'gates.waivers=[{gate: baseline-established, reason: "pilot with one class"}]'
+    ran = factory.run(workspace, "-o", closed, "-o", waiver)
+    assert ran.code == 0, ran.stderr
+    assert ran.gates["baseline-established"] == "waived"
+    record = json.loads((workspace / "gates/baseline-established.json").read_text())
+    assert record["passed"] is False
+    assert record["waiver"]["reason"] == "pilot with one class"
+    tags = mlflow_runs(factory)[0].data.tags
+    assert tags["gate.baseline-established"] == "waived"
+    assert tags["gate.baseline-established.waiver"] == "pilot with one class"
+
+
+def test_until_stops_after_a_phase_and_from_runs_anew(factory: Factory, workspace: Path):
+    ran = factory.run(workspace, "--until", "split")
+    assert ran.code == 0
+    assert tuple(ran.phases) == PHASES[:3]
+    ran = factory.run(workspace, "--from", "format", "--until", "split")
+    assert ran.phases == {"ingest": "reused", "format": "done", "split": "done"}
+
+
+def test_mlflow_holds_parameters_metrics_datasets_and_files(factory: Factory, workspace: Path):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(factory.mlflow_uri)
+    parent = next(run for run in mlflow_runs(factory) if run.data.tags["status"] == "passed")
+    assert parent.data.params["training.learning_rate"] == "0.005"
+    assert parent.data.metrics["gate.model-performance"] == 1.0
+    assert parent.data.tags["phase.finetune"].startswith("reused from run ")
+    training = client.get_run(parent.data.tags["phase.finetune"].rsplit(" ", 1)[1])
+    history = client.get_metric_history(training.info.run_id, "loss")
+    assert len(history) == 20
+    assert {i.dataset.name for i in training.inputs.dataset_inputs} >= {"train.jsonl"}
+    names = {f.path for f in client.list_artifacts(parent.info.run_id)}
+    assert {"report.html", "gates"} <= names
+
+
+def mlflow_runs(factory: Factory):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(factory.mlflow_uri)
+    experiment = client.get_experiment_by_name("thimble")
+    return [
+        run for run in client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])
+        if "mlflow.parentRunId" not in run.data.tags
+    ]  # fmt: skip
+
+
+def flow_states(factory: Factory) -> list[tuple[str, str]]:
+    import urllib.request
+
+    request = urllib.request.Request(
+        factory.environment["PREFECT_API_URL"] + "/flow_runs/filter", data=b"{}", method="POST",
+        headers={"Content-Type": "application/json"},
+    )  # fmt: skip
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return [(run["state_type"], run["state_name"]) for run in json.load(answer)]
