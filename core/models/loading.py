@@ -63,7 +63,8 @@ def load_folder(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedMod
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype or pick_dtype(None, device), use_safetensors=True, trust_remote_code=False
         )
-    return moved(model, device).eval()
+    moved(model, device).eval()
+    return model
 
 
 def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

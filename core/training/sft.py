@@ -1,5 +1,6 @@
 """Supervised fine-tuning of an adapter on conversations."""
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from core.artifacts import atomic_path
+from core.artifacts import atomic_path, write_json
 from core.data.batches import Batch, collate, step_batches
 from core.data.chat import Encoded
 from core.errors import ResourceError
@@ -178,6 +179,9 @@ def save_adapter(model: PeftModel, target: Path) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``, atomically."""
     with atomic_path(target) as part:
         model.save_pretrained(str(part), safe_serialization=True)
-        readme = part / "README.md"
         # PEFT's template card says nothing about this model; the bundle has a real one.
-        readme.unlink(missing_ok=True)
+        (part / "README.md").unlink(missing_ok=True)
+        # PEFT writes a set in an order that changes from process to process.
+        settings = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))
+        settings["target_modules"] = sorted(settings["target_modules"])
+        write_json(part / "adapter_config.json", settings)

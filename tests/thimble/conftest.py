@@ -1,4 +1,4 @@
-"""One home with one Prefect server for all thimble runs, each run a process of its own."""
+"""One home with both servers up for all thimble runs, each run a process of its own."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from flows.servers import private_prefect
+from flows.servers import down, up
 from flows.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -75,5 +75,8 @@ def parsed(done: subprocess.CompletedProcess[str]) -> Ran:
 def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
     home = tmp_path_factory.mktemp("home")
     settings = Settings(home=home, cache=home / "cache")
-    with private_prefect(settings) as api:
-        yield Factory(home, api)
+    # Workers look for free ports at the same moment; each starts looking elsewhere.
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    servers = up(settings, prefect_port=4300 + 20 * worker, mlflow_port=5300 + 20 * worker)
+    yield Factory(home, servers.prefect_api_url)
+    down(settings)

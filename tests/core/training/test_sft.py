@@ -134,7 +134,9 @@ def test_a_loss_that_is_not_a_number_stops_training(base_folder: Path, tmp_path:
     from core.training import language
 
     monkeypatch.setattr(
-        language, "loss_sum", lambda model, batch: next(model.parameters()).sum() * float("nan")
+        language,
+        "loss_sum",
+        lambda model, batch: model(input_ids=batch.input_ids).logits.sum() * float("nan"),
     )
     with pytest.raises(TrainingFailed, match=r"loss became nan at step 1.*learning_rate"):
         train(base_folder, tmp_path, TrainingConfig(**FAST, max_steps=4))
