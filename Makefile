@@ -35,14 +35,14 @@ $(READY):
 	  { echo "Python 3.11 or newer is needed; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	@command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null || \
 	  { echo "A C and C++ compiler is needed to build llama.cpp (Debian: apt-get install build-essential)"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 	@echo "1/3  PyTorch"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	@echo "2/3  llama.cpp, built from source: about three minutes on two cores; pip says 'still running...' meanwhile"
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt llama-cpp-python 2>&1 | grep -vi '^\(requirement\|collecting\|looking\|using cached\|warning: location\)' || true
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt llama-cpp-python 2>&1 | grep --line-buffered -vi '^\(requirement\|collecting\|looking\|using cached\|warning: location\)' || true
 	@$(BIN)/python -c 'import llama_cpp' || { echo "llama-cpp-python was not built; see the lines above"; exit 2; }
 	@echo "3/3  everything else"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@rm -f $(VENV)/.ready-*; touch $@
 
 clean:

@@ -154,10 +154,11 @@ def guarded(command: Callable[[], Any]) -> int:
     try:
         command()
     except SystemExit as ending:
-        return ending.code if isinstance(ending.code, int) else DONE
-    except KeyboardInterrupt:
-        complain("interrupted; run the same command again to continue")
-        return INTERRUPTED
+        code = ending.code if isinstance(ending.code, int) else DONE
+        # Typer catches Ctrl-C itself and leaves with this code, without a word.
+        if code == INTERRUPTED:
+            complain("interrupted; run the same command again to continue")
+        return code
     except UserError as wrong:
         complain(str(wrong))
         return WRONG_INPUT

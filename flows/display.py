@@ -203,6 +203,7 @@ def gate_table(records: list[GateRecord], *, full: bool = False, stale: Collecti
 def shown(value: object) -> str:
     """Shorten a value of a check for the table."""
     if isinstance(value, float):
-        return f"{value:.4g}"
+        # Adding zero turns -0.0 into 0.
+        return f"{value + 0:.4g}"
     text = str(value)
     return text[:15] + "…" if text.startswith("sha256:") else text

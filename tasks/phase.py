@@ -7,12 +7,14 @@ is not used: it hashes paths rather than contents, does not see edits in core, a
 notice when an output was changed or deleted.
 """
 
+import errno
 import functools
 import inspect
 import json
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from pydantic import BaseModel, ValidationError
 
 from core.artifacts import PhaseResult, fingerprint, path_digest, source_digest, write_json
 from core.config import Frozen
+from core.errors import ResourceError
 from tasks.context import RunContext, current
 from tasks.events import PhaseState
 
@@ -130,7 +133,8 @@ def _execute(context: RunContext, name: str, key: str, body: Callable[[], Outcom
     with context.tracker.phase(name) as tracked:
         context.phase_run = tracked
         try:
-            outcome = body()
+            with disk_full_explained(context):
+                outcome = body()
         except BaseException as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)
             _tell(context, name, "failed", time.monotonic() - began, first, None)
@@ -154,6 +158,21 @@ def _tell(
         context.reports[name] = report
     context.timings.append((name, state, seconds, note))
     context.watcher.phase_finished(name, state, seconds, note)
+
+
+@contextmanager
+def disk_full_explained(context: RunContext) -> Iterator[None]:
+    """Turn a full disk into one message; what was finished before stays, and the run resumes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ResourceError(
+            "the disk is full",
+            where=str(context.workspace.root),
+            fix="make room and run the same command again, or give --workspace another disk",
+        ) from error
 
 
 def _remember(

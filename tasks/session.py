@@ -2,9 +2,12 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+
+from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
 
 from core.artifacts import file_digest, write_json
 from core.config import Frozen
@@ -60,6 +63,7 @@ def session(purpose: Purpose, place: Place, settings: Frozen, watcher: Watcher) 
         )
         tracker.gates_view(GATE_NAMES)
         tracker.start(purpose.name, settings)
+        tracker.tag("prefect.flow_run", flow_run.get_id() or "")
         context = RunContext(
             name=purpose.name,
             workspace=workspace,
@@ -100,7 +104,9 @@ def _told(context: RunContext, settings: Frozen) -> Iterator[None]:
         status, error = "failed", str(problem) or type(problem).__name__
         raise
     finally:
-        close(context, settings, Ending(status=status, error=error, started_at=began.isoformat(timespec="seconds"),
+        # A close that fails as well (the disk is full, a server is gone) must not hide why the run ended.
+        with suppress(OSError) if status == "failed" else nullcontext():
+            close(context, settings, Ending(status=status, error=error, started_at=began.isoformat(timespec="seconds"),
                                         seconds=time.monotonic() - clock))  # fmt: skip
 
 
@@ -114,6 +120,10 @@ def close(context: RunContext, settings: Frozen, ending: Ending) -> None:
         tracker.file(context.workspace.gate(record.gate), "gates")
     tracker.table(gate_rows(context), "gates/checks")
     tracker.describe(describe(context, ending))
+    if flow_run.get_id():
+        create_markdown_artifact(
+            describe(context, ending), key="gates", description=f"MLflow: {tracker.link}"
+        )
     if ending.error:
         tracker.tag("error", ending.error[:4000])
     tracker.finish(ending.status, run_title(context, ending))

@@ -181,6 +181,13 @@ class Tracker:
             tags.append(RunTag(f"gate.{name}.waiver", reason))
         self.client.log_batch(self.run_id, metrics=metrics, tags=tags)
 
+    @property
+    def link(self) -> str:
+        """Where a person finds the parent run."""
+        if self.uri.startswith("http"):
+            return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"run {self.run_id}, after: factory up"
+
     def describe(self, markdown: str) -> None:
         """Set the text at the top of the run's page."""
         self.client.set_tag(self.run_id, "mlflow.note.content", markdown)

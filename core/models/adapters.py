@@ -1,5 +1,6 @@
 """Low-rank adapters through PEFT: attach, load, fold into the base."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ from core.models.config import LoraConfig
 from core.models.seed import seed_everything
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"}
+OTHER_SENSES = r".*(vision|visual|image|audio).*"
+"""Modules of a model that are not its language part, as a pattern of their names."""
 MLP = {"gate_proj", "up_proj", "down_proj", "gate_up_proj"}
 
 
@@ -32,6 +35,11 @@ def targets(config: LoraConfig, model: PreTrainedModel) -> list[str]:
             fix=f"its linear layers are {', '.join(sorted(linear_names(model)))}",
         )
     return chosen
+
+
+def other_senses(model: torch.nn.Module) -> str | None:
+    """Return the pattern of modules to leave out, or None if the model has language only."""
+    return OTHER_SENSES if any(re.fullmatch(OTHER_SENSES, name) for name, _ in model.named_modules()) else None
 
 
 def _is_wanted(name: str, config: LoraConfig) -> bool:
@@ -67,6 +75,8 @@ def attach(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
             bias=config.bias,
             use_rslora=config.use_rslora,
             task_type="CAUSAL_LM",
+            # Vision towers call their projections q_proj and k_proj too.
+            exclude_modules=None if config.finetune_vision_layers else other_senses(model),
         ),
     )
     if checkpointing:

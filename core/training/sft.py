@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -147,7 +147,19 @@ def autocast_dtype(config: TrainingConfig, model: PreTrainedModel | PeftModel) -
         return torch.float16
     if config.bf16 is False and config.fp16 is False:
         return None
+    stored = getattr(model.config, "quantization_config", None)
+    if stored is not None:
+        # A 4-bit base is prepared with its other weights in float32; what it computes in is written down.
+        return compute_dtype(stored)
     return next((p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
+
+
+def compute_dtype(quantization: Any) -> torch.dtype | None:
+    """Return the dtype a quantized base multiplies in; None for float32."""
+    stated = quantization if isinstance(quantization, dict) else vars(quantization)
+    dtype = stated.get("bnb_4bit_compute_dtype")
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return dtype if dtype in (torch.float16, torch.bfloat16) else None
 
 
 def _micro_batches(inputs: SftInputs, config: TrainingConfig, start: int) -> Iterator[list[Batch]]:

@@ -46,7 +46,8 @@ class TrainingStatus:
         if error is None:
             self.content.update(completed_at=_now(), eta_seconds=0.0)
         else:
-            self.content["error"] = str(error) or type(error).__name__
+            told = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+            self.content["error"] = told or type(error).__name__
         self._write()
 
     def resumed(self, step: int) -> None:

@@ -61,7 +61,7 @@ def gather(context: RunContext, settings: Frozen, ending: Ending) -> ReportData:
         quantized=reports.get("quantize"),
         answers=tuple(answers(context)),
         bundle=reports.get("deploy"),
-        links={"MLflow run": f"{context.tracker.uri} run {context.tracker.run_id}"},
+        links={"MLflow run": context.tracker.link},
         versions={name: version(name) for name in PACKAGES},
     )
 

@@ -72,3 +72,25 @@ def test_switches_choose_layers(base_folder: Path):
     wrong = PLAIN.model_copy(update={"target_modules": ("in_proj",)})
     with pytest.raises(ConfigError, match=r"lora.target_modules.*in_proj(.|\n)*q_proj"):
         targets(wrong, model)
+
+
+def test_vision_towers_get_no_adapter_unless_asked(base_folder: Path):
+    class Seeing(torch.nn.Module):
+        """A model with a tower whose projections are named like those of its language part."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.language = load_folder(base_folder)
+            self.vision_tower = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(8, 8)})
+            self.config = self.language.config
+            self.prepare_inputs_for_generation = None
+
+        def forward(self, **inputs):
+            return self.language(**inputs)
+
+    def adapted(wanted: bool) -> set[str]:
+        config = PLAIN.model_copy(update={"finetune_vision_layers": wanted})
+        return {n.split(".")[2] for n, p in attach(Seeing(), config).named_parameters() if p.requires_grad}
+
+    assert adapted(False) == {"language"}
+    assert adapted(True) == {"language", "vision_tower"}

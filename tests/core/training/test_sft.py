@@ -9,12 +9,12 @@ import torch
 from core.data.chat import IGNORE_INDEX, Encoded
 from core.errors import TrainingFailed
 from core.models.adapters import attach
-from core.models.config import LoraConfig
-from core.models.loading import load_folder
+from core.models.config import LoraConfig, ModelConfig
+from core.models.loading import load_folder, load_model
 from core.sinks import ListSink
 from core.training.config import TrainingConfig
 from core.training.loop import Progress
-from core.training.sft import SftInputs, finetune, plan_steps, save_adapter
+from core.training.sft import SftInputs, autocast_dtype, finetune, plan_steps, save_adapter
 
 LORA = LoraConfig(r=4, lora_dropout=0.1, use_gradient_checkpointing=False)
 FAST = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "optim": "adamw_torch",
@@ -149,3 +149,33 @@ def test_the_adapter_folder_holds_the_adapter_alone(base_folder: Path, tmp_path:
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "settings", "wanted"),
+    [
+        ("float32", {}, None),
+        ("bfloat16", {}, torch.bfloat16),
+        ("bfloat16", {"bf16": False, "fp16": False}, None),
+        ("float32", {"bf16": True}, torch.bfloat16),
+        ("float32", {"fp16": True}, torch.float16),
+    ],
+)
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_autocast_follows_the_settings_then_the_weights(base_folder, dtype, settings, wanted, four_bit: bool):
+    config = ModelConfig(name=str(base_folder), dtype=dtype, load_in_4bit=four_bit)
+    model = attach(load_model(config, trainable=True), LORA)
+    assert autocast_dtype(TrainingConfig(**settings), model) == wanted
+
+
+def test_a_4_bit_base_trains_and_stays_as_it_was(base_folder: Path, tmp_path: Path):
+    model = attach(load_model(ModelConfig(name=str(base_folder)), trainable=True), LORA)
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+    tuned = finetune(
+        model, inputs(), TrainingConfig(**FAST, max_steps=8), checkpoints=tmp_path, fingerprint="q", sink=ListSink(),
+        on_checkpoint=lambda: None, on_start=lambda progress: None,
+    )  # fmt: skip
+    assert tuned.progress.losses[-1] < tuned.progress.losses[0]
+    after = dict(model.named_parameters())
+    assert all(torch.equal(after[n], p) for n, p in before.items())
+    assert {p.dtype for n, p in after.items() if "layers" in n and "base_layer" in n} == {torch.uint8}
