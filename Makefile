@@ -33,7 +33,7 @@ base: $(READY)
 $(READY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
-	@command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null || \
+	@{ command -v cc && command -v c++; } >/dev/null || \
 	  { echo "A C and C++ compiler is needed to build llama.cpp (Debian: apt-get install build-essential)"; exit 2; }
 	@$(PYTHON) -m venv $(VENV)
 	@echo "1/3  PyTorch"

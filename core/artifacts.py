@@ -20,7 +20,8 @@ from pydantic import BaseModel, Field
 from core.config import Frozen
 from core.errors import ArtifactChanged
 
-CHUNK = 1 << 20
+OLD = "old."
+"""Prefix of a folder that is about to be replaced."""
 
 
 def file_digest(path: Path) -> str:
@@ -194,7 +195,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 def _replace(part: Path, target: Path, holder: Path) -> None:
     if target.is_dir():
         # A folder cannot be renamed over a full folder: move the old one aside first.
-        target.rename(holder / "old")
+        target.rename(holder / f"{OLD}{target.name}")
     part.replace(target)
 
 
@@ -205,8 +206,16 @@ def _sync(path: Path) -> None:
 
 
 def sweep_parts(folder: Path) -> None:
-    """Delete temporary leftovers of killed writers under ``folder``."""
+    """Delete temporary leftovers of killed writers under ``folder``.
+
+    A writer killed between moving an old folder aside and putting the new one in place leaves
+    neither; then the old one goes back first.
+    """
     for part in folder.rglob(".*.part"):
+        for old in part.glob(f"{OLD}*"):
+            target = part.parent / old.name.removeprefix(OLD)
+            if not target.exists():
+                old.rename(target)
         shutil.rmtree(part, ignore_errors=True)
 
 

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.artifacts import file_digest
+from core.artifacts import path_digest
 from core.config import Frozen
-from core.errors import ConfigError
+from core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from core.deployment.llama import LlamaRuntime
@@ -29,7 +29,9 @@ def chat_with(workspace: Path, options: ChatOptions) -> int:
     from core.deployment.llama import LlamaRuntime
 
     settings = released_model(workspace)
-    with LlamaRuntime(settings.gguf, context_length=settings.context_length, threads=1) as runtime:
+    with LlamaRuntime(
+        settings.gguf, context_length=settings.context_length, threads=settings.threads
+    ) as runtime:
         conversation = Conversation(runtime, settings, options)
         if options.prompt is not None:
             conversation.say(options.prompt)
@@ -41,6 +43,7 @@ class Served(Frozen):
     """A released model and how it wants to be run."""
 
     gguf: Path
+    threads: int
     context_length: int
     temperature: float
     max_tokens: int
@@ -61,15 +64,16 @@ def released_model(workspace: Path) -> Served:
             where=str(workspace),
             fix="finish a run first: factory run CONFIG --workspace " + str(workspace),
         )
-    gguf = workspace / "bundle" / release["gguf"]
-    if not gguf.is_file() or file_digest(gguf) != release["gguf_digest"]:
+    bundle = workspace / "bundle"
+    if path_digest(bundle) != release["digest"]:
         raise ConfigError(
-            "the model file is not the one that passed the gates",
-            where=str(gguf),
+            "the bundle is not the one that passed the gates",
+            where=str(bundle),
             fix="run the factory again; see factory gates " + str(workspace),
         )
     return Served(
-        gguf=gguf,
+        gguf=bundle / release["gguf"],
+        threads=release["threads"],
         context_length=release["context_length"],
         temperature=config["temperature"],
         max_tokens=config["max_tokens"],
@@ -110,6 +114,20 @@ class Conversation:
         _print("\n")
         self.messages.append({"role": "assistant", "content": answer.text})
 
+    def say_within(self, text: str) -> None:
+        """Answer; when the window is full, forget the oldest turns first and say so."""
+        while True:
+            try:
+                self.say(text)
+            except DataError:
+                self.messages.pop()
+                if len(self.messages) <= len(self.start):
+                    raise
+                del self.messages[len(self.start) : len(self.start) + 2]
+                _print("(the window is full: the oldest question and answer are forgotten)\n")
+            else:
+                return
+
 
 def _print(text: str) -> None:
     sys.stdout.write(text)
@@ -130,4 +148,4 @@ def converse(conversation: Conversation) -> int:
         if text == "/clear":
             conversation.clear()
         elif text:
-            conversation.say(text)
+            conversation.say_within(text)

@@ -12,7 +12,8 @@ import yaml
 from pydantic import BaseModel
 
 from core.errors import ConfigError
-from flows.run_config import Problem, RunConfig, check, inner_model
+from flows.run_config import RunConfig, check, inner_model
+from flows.run_outputs import Problem
 
 MAX_BYTES = 1 << 20
 """No settings are that long; a data or model file given by mistake is."""

@@ -1,5 +1,6 @@
 """The factory: raw data and a base model go in, a released bundle comes out."""
 
+import psutil
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
@@ -42,7 +43,7 @@ def factory(name: str, run: RunConfig, place: Place) -> State:
         name=name,
         experiment=run.tracking.experiment or name,
         gates=run.gates,
-        chat_template=(run.dataset or DatasetConfig()).chat_template,
+        threads=run.deployment.threads or psutil.cpu_count(logical=False) or 1,
         max_file_mb=run.tracking.max_file_mb,
     )
     try:
@@ -58,18 +59,19 @@ def factory(name: str, run: RunConfig, place: Place) -> State:
 
 def chain(name: str, run: RunConfig) -> str:
     """Eight phases and the five gates between them; return the released version."""
-    gates = run.gates
+    gates, data = run.gates, run.dataset or DatasetConfig()
+    template = data.chat_template
     corpus = ingest(run.training_sources, run.split.seed)
     dataset = format_records(corpus.artifact, run.format)
-    splits = split(dataset.artifact, dataset.report, run.split)
+    splits = split(dataset.artifact, dataset.report, run.split, data.validation_path)
     through(dataset_validated(splits.report, gates.dataset_validated))
 
     model = base_model(run.model.name)
-    base = baseline(model, splits.artifact, run.evaluation)
+    base = baseline(model, splits.artifact, run.evaluation, template)
     through(baseline_established(base.report, splits.report, gates.baseline_established))
 
-    tuned = finetune(model, splits.artifact, run.model, run.lora, run.training, run.save)
-    scored = evaluate(tuned.artifact, splits.artifact, run.evaluation)
+    tuned = finetune(model, splits.artifact, run.model, run.lora, run.training, run.save, template)
+    scored = evaluate(tuned.artifact, splits.artifact, run.evaluation, template)
     through(model_performance(base.report, scored.report, tuned.report, gates.model_performance))
 
     quantized = quantize(
@@ -89,7 +91,7 @@ def chain(name: str, run: RunConfig) -> str:
         model=run.model, lora=run.lora, training=run.training,
     )  # fmt: skip
     bundle = deploy(
-        quantized.artifact, tuned.artifact, splits.artifact, story, run.deployment, name, verdicts()
+        quantized.artifact, tuned.artifact, splits.artifact, story, run.deployment, name, verdicts(), template
     )
     through(deployment_ready(bundle.report, quantized.report, gates.deployment_ready))
-    return release(bundle.artifact, bundle.report, run.deployment)
+    return release(bundle.artifact, bundle.report, run.deployment, run.save)

@@ -17,7 +17,7 @@ from flows.settings import Settings, apply, prefect_environment, read_settings
 
 if TYPE_CHECKING:
     from flows.display import JsonLines, Screen
-    from tasks.session import Place
+    from tasks.session import Place, Stores
 
 PHASES = ("ingest", "format", "split", "baseline", "finetune", "evaluate", "quantize", "deploy")
 
@@ -53,7 +53,10 @@ def launch(request: Launch) -> int:
     require_fit(config, request.config, workspace)
     settings = read_settings()
     with orchestrated(settings):
-        ending = conduct(request, config, place_of(request, settings, workspace))
+        from tasks.session import recorded_in
+
+        with recorded_in(stores_of(settings)):
+            ending = conduct(request, config, place_of(request, workspace))
     if ending.code == 1:
         print(f"error: {ending.message}", file=sys.stderr)  # noqa: T201
     return ending.code
@@ -105,25 +108,27 @@ def orchestrated(settings: Settings) -> Iterator[None]:
             yield
 
 
-def place_of(request: Launch, settings: Settings, workspace: Path) -> "Place":
-    """Say where the run works and records.
+def place_of(request: Launch, workspace: Path) -> "Place":
+    """Say where the run works."""
+    from tasks.session import Place
+
+    return Place(workspace=workspace, base=Path.cwd(), rerun_from=request.rerun_from, until=request.until)
+
+
+def stores_of(settings: Settings) -> "Stores":
+    """Say where the run is recorded.
 
     Runs of this machine go through the MLflow server of ``factory up`` where it is up: the same
     database, and its connection is open already.
     """
     from flows.servers import running
-    from tasks.session import Place
+    from tasks.session import Stores
 
-    servers = None if settings.mlflow_tracking_uri else running(settings)
+    if settings.mlflow_tracking_uri:
+        return Stores(settings.mlflow_tracking_uri, None)
+    servers = running(settings)
     uri = servers.mlflow.url if servers and servers.mlflow else settings.mlflow_uri
-    return Place(
-        workspace=workspace,
-        base=Path.cwd(),
-        tracking_uri=uri,
-        artifacts=None if settings.mlflow_tracking_uri else settings.artifacts,
-        rerun_from=request.rerun_from,
-        until=request.until,
-    )
+    return Stores(uri, settings.artifacts)
 
 
 def conduct(request: Launch, config: RunConfig, place: "Place") -> Ending:

@@ -6,8 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple, Self, get_args
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -19,6 +18,7 @@ from core.evaluation.config import EvaluationConfig
 from core.models.config import LINEAR_PROJECTIONS, LoraConfig, ModelConfig
 from core.quantization.config import GgufType, QuantizationConfig
 from core.training.config import SaveConfig, TrainingConfig, WandbConfig
+from flows.run_outputs import Problem, shared_folders, stays_inside, taken_folders
 from gates.thresholds import GatesConfig
 
 NAME_PATTERN = r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$"
@@ -32,14 +32,6 @@ COMMON_NAMES = {
     "metric": "evaluation.primary_metric",
 }
 """What other tools call some of our keys, where spelling alone would not lead there."""
-
-
-class Problem(NamedTuple):
-    """One thing in the settings to mend."""
-
-    keys: tuple[str, ...]
-    """Dotted keys it concerns: first where to look, then what it contradicts or what was meant."""
-    what: str
 
 
 class TrackingConfig(Block):
@@ -147,10 +139,10 @@ def _adapter_problems(run: RunConfig) -> Iterator[Problem]:
     lora = run.lora
     if not lora.target_modules:
         yield Problem(("lora.target_modules",), "is empty, so nothing would be trained")
-    if not (lora.finetune_language_layers or lora.finetune_vision_layers):
+    if not lora.finetune_language_layers:
         yield Problem(
             ("lora.finetune_language_layers", "lora.finetune_vision_layers"),
-            "finetune_language_layers and finetune_vision_layers are both false, so nothing would be trained",
+            "finetune_language_layers is false, and other layers cannot be trained yet: nothing would be trained",
         )
     projections_only = set(lora.target_modules) <= set(LINEAR_PROJECTIONS)
     if projections_only and not (lora.finetune_attention_modules or lora.finetune_mlp_modules):
@@ -175,26 +167,10 @@ def _output_problems(run: RunConfig) -> Iterator[Problem]:
         "training.output_dir": run.training.output_dir,
     }
     for key, text in folders.items():
-        if not _stays_inside(text):
+        if not stays_inside(text):
             yield Problem((key,), f"'{text}' must be a folder below the workspace: relative, without ..")
-    yield from _shared_folders(folders)
-
-
-def _stays_inside(text: str) -> bool:
-    path = PurePosixPath(text)
-    escapes = path.is_absolute() or ".." in path.parts or PureWindowsPath(text).drive or "\\" in text
-    return bool(path.parts) and not escapes and not text.startswith("~")
-
-
-def _shared_folders(folders: dict[str, str]) -> Iterator[Problem]:
-    """Find outputs that would overwrite each other: one folder equal to or inside another."""
-    places = [(key, PurePosixPath(text)) for key, text in folders.items() if _stays_inside(text)]
-    for index, (key, place) in enumerate(places):
-        for other, elsewhere in places[:index]:
-            if place.is_relative_to(elsewhere) or elsewhere.is_relative_to(place):
-                yield Problem(
-                    (key, other), f"'{place}' and {other} '{elsewhere}' overlap; give each its own folder"
-                )
+    yield from shared_folders(folders)
+    yield from taken_folders(folders)
 
 
 # Errors in plain words

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from core.data.config import ChatTemplateName
 from gates.thresholds import GatesConfig
 from tasks.events import GateRecord, PhaseState, Watcher
 from tasks.tracking import PhaseRun, Tracker
@@ -36,8 +35,6 @@ class RunContext:
     """Phases from this one on run again even if nothing changed."""
     until: str | None = None
     """Last phase to run."""
-    chat_template: ChatTemplateName = "gemma-3"
-    """Template for tokenizers that bring none of their own."""
     threads: int = 1
     """Threads of llama.cpp; spinning threads slow each other down on a shared machine."""
     phase_run: PhaseRun | None = None

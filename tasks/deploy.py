@@ -1,11 +1,14 @@
-"""Deploy: start the file that will ship, document it, and put everything into one bundle."""
+"""Deploy: start the file that will ship, document it, and make it a candidate bundle.
+
+The candidate becomes the workspace's bundle in ``tasks.release``, after the last gate.
+"""
 
 import json
 import platform
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from core.artifacts import (
     Bundle,
@@ -18,6 +21,7 @@ from core.artifacts import (
     write_text,
 )
 from core.config import Frozen
+from core.data.config import ChatTemplateName
 from core.data.reports import IngestReport, SplitReport
 from core.deployment.config import DeploymentConfig
 from core.deployment.reports import BundleReport, Smoke
@@ -26,6 +30,8 @@ from core.models.config import LoraConfig, ModelConfig
 from core.quantization.reports import QuantizedFile, QuantReport
 from core.training.config import TrainingConfig
 from core.training.reports import TrainReport
+from tasks.chat_tokens import READS as CHAT
+from tasks.chat_tokens import chat_tokenizer
 from tasks.context import RunContext
 from tasks.phase import Outcome, phase
 
@@ -39,6 +45,7 @@ class Story(Frozen):
     """What earlier phases reported and were told, for the documents."""
 
     base_name: str
+    """Where the base came from; its digest is in ``trained``."""
     ingest: IngestReport
     split: SplitReport
     baseline: EvalReport
@@ -48,6 +55,8 @@ class Story(Frozen):
     model: ModelConfig
     lora: LoraConfig
     training: TrainingConfig
+
+    not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"base_name"})
 
 
 class Deployed(PhaseResult[Bundle, BundleReport]):
@@ -63,10 +72,11 @@ READS = (
     "core.deployment.model_card",
     "core.deployment.modelfile",
     "core.deployment.templates",
+    *CHAT,
 )
 
 
-@phase("deploy", Deployed, reads=READS)
+@phase("deploy", Deployed, reads=READS, engines=("llama-cpp-python", "jinja2"))
 def deploy(
     context: RunContext,
     key: str,
@@ -77,10 +87,10 @@ def deploy(
     config: DeploymentConfig,
     name: str,
     verdicts: list[str],
+    template: ChatTemplateName,
 ) -> Outcome:
     """Run the chosen file once, write card, API page and Modelfile, and bundle them with it."""
     from core.deployment.bundle import BundleContents, Provenance, write_bundle
-    from tasks.measure import chat_tokenizer
 
     quantized.verified(), merged.verified(), splits.verified()
     chosen = choose(story.quantized, config)
@@ -89,7 +99,7 @@ def deploy(
     examples = real_answers(context, chosen)
     smoke = try_out(gguf, examples[0], config, context.threads)
     context.watcher.advanced("deploy", 1, 3, "writing documents")
-    chat = chat_tokenizer(context, merged.path)
+    chat = chat_tokenizer(merged.path, template)
     facts = card_facts(context, name, chosen, story, config, smoke, chat, merged.path)
     page = api_facts(name, gguf.name, chosen, config, facts.stop_tokens, examples)
     contents = BundleContents(
@@ -107,7 +117,7 @@ def deploy(
         **documents(context, facts, page, config),
     )
     context.watcher.advanced("deploy", 2, 3, "bundling")
-    files, missing = write_bundle(context.workspace.bundle, contents)
+    files, missing = write_bundle(context.workspace.candidate, contents)
     docs = copy_docs(context)
     report = BundleReport(
         gguf_type=chosen.type,
@@ -119,8 +129,8 @@ def deploy(
         smoke=smoke,
     )
     note = f"{gguf.name}, {chosen.bytes / 1e6:.1f} MB, {smoke.tokens_per_second:.0f} tokens/s"
-    outputs = (context.workspace.bundle, *docs)
-    return Outcome(Deployed(artifact=Bundle.of(context.workspace.bundle), report=report), outputs, note)
+    outputs = (context.workspace.candidate, *docs)
+    return Outcome(Deployed(artifact=Bundle.of(context.workspace.candidate), report=report), outputs, note)
 
 
 def choose(report: QuantReport, config: DeploymentConfig) -> QuantizedFile:
@@ -211,9 +221,7 @@ def card_facts(
 
 def stop_tokens(chat: "ChatTokenizer") -> tuple[str, ...]:
     """Name the tokens generation stops at."""
-    from core.evaluation.generation import stop_ids
-
-    return tuple(str(chat.tokenizer.convert_ids_to_tokens(token)) for token in sorted(stop_ids(chat)))
+    return tuple(str(chat.tokenizer.convert_ids_to_tokens(token)) for token in sorted(chat.stop_ids))
 
 
 def api_facts(
@@ -285,7 +293,7 @@ def copy_docs(context: RunContext) -> tuple[Path, ...]:
     """Put the card and the page where people look for documents."""
     pages = []
     for name in ("model-card.md", "inference-api.md"):
-        text = (context.workspace.bundle / name).read_text(encoding="utf-8")
+        text = (context.workspace.candidate / name).read_text(encoding="utf-8")
         pages.append(write_text(context.workspace.docs / name, text))
     return tuple(pages)
 
@@ -295,5 +303,5 @@ def card_errors(context: RunContext) -> tuple[str, ...]:
     from core.deployment.model_card import validate_card
 
     return validate_card(
-        json.loads((context.workspace.bundle / "model-card.json").read_text(encoding="utf-8"))
+        json.loads((context.workspace.candidate / "model-card.json").read_text(encoding="utf-8"))
     )

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from core.artifacts import Checkpoint, PhaseResult, Splits, file_digest, path_digest, write_json, write_jsonl
+from core.data.config import ChatTemplateName
 from core.models.config import LoraConfig, ModelConfig
 from core.sinks import Fanout
 from core.training.config import SaveConfig, TrainingConfig
 from core.training.reports import EvalLoss, TrainReport
+from tasks.chat_tokens import READS as CHAT
+from tasks.chat_tokens import chat_tokenizer
 from tasks.context import RunContext
 from tasks.phase import Outcome, phase
 
 if TYPE_CHECKING:
+    from core.data.chat import ChatTokenizer
     from core.training.sft import SftInputs, Tuned
 
 
@@ -22,8 +26,20 @@ class Finetuned(PhaseResult[Checkpoint, TrainReport]):
     """The merged model and what training did."""
 
 
-READS = ("core.training", "core.models", "core.kernels", "core.data.chat", "core.data.templates", "core.data.batches",
-         "core.data.examples")  # fmt: skip
+ENGINES = ("torch", "transformers", "tokenizers", "peft", "bitsandbytes", "accelerate")
+READS = (
+    "core.kernels",
+    "core.models.adapters",
+    "core.models.seed",
+    "core.sinks",
+    "core.training.checkpoints",
+    "core.training.language",
+    "core.training.loop",
+    "core.training.optim",
+    "core.training.sft",
+    "core.training.status",
+    *CHAT,
+)
 
 
 class Prepared(NamedTuple):
@@ -31,9 +47,10 @@ class Prepared(NamedTuple):
 
     inputs: "SftInputs"
     truncated: int
+    chat: "ChatTokenizer"
 
 
-@phase("finetune", Finetuned, reads=READS)
+@phase("finetune", Finetuned, reads=READS, engines=ENGINES)
 def _finetune(
     context: RunContext,
     key: str,
@@ -43,11 +60,12 @@ def _finetune(
     lora: LoraConfig,
     training: TrainingConfig,
     save: SaveConfig,
+    template: ChatTemplateName,
 ) -> Outcome:
     base.verified(), splits.verified()
     root = context.workspace.root
     adapter, merged = root / save.lora_path, root / save.merged_path
-    prepared = prepare(context, base.path, splits, model)
+    prepared = prepare(base.path, splits, model, template)
     if context.phase_run:
         for name, path in (("training", splits.train), ("validation", splits.val)):
             context.phase_run.dataset(path, file_digest(path), name)
@@ -65,17 +83,17 @@ def _finetune(
 finetune = _finetune
 
 
-def prepare(context: RunContext, base: Path, splits: Splits, model: ModelConfig) -> Prepared:
+def prepare(base: Path, splits: Splits, model: ModelConfig, template: ChatTemplateName) -> Prepared:
     """Tokenize train and val with the base's chat template; only assistant tokens carry loss."""
     from core.data.examples import encode_file
-    from core.evaluation.generation import pad_id
     from core.training.sft import SftInputs
-    from tasks.measure import chat_tokenizer
 
-    chat = chat_tokenizer(context, base)
+    chat = chat_tokenizer(base, template)
     train = encode_file(splits.train, chat, model.max_seq_length)
     val = encode_file(splits.val, chat, model.max_seq_length)
-    return Prepared(SftInputs(train.examples, val.examples, pad_id(chat)), train.shortened + train.dropped)
+    return Prepared(
+        SftInputs(train.examples, val.examples, chat.pad_id), train.shortened + train.dropped, chat
+    )
 
 
 def train(
@@ -145,14 +163,18 @@ def fold(base: Checkpoint, adapter: Path, merged: Path, prepared: Prepared) -> f
 
     from core.artifacts import atomic_path
     from core.models.adapters import merge
-    from core.models.loading import load_folder, load_tokenizer
+    from core.models.loading import load_folder
 
     model = load_folder(base.path)
     probe = torch.tensor([prepared.inputs.train[0].input_ids], device=model.device)
     folded, error = merge(model, adapter, probe)
+    chat = prepared.chat
+    # What was trained is what must be served: this template, and an end at these tokens.
+    chat.tokenizer.chat_template = chat.serving_template
+    folded.generation_config.eos_token_id = sorted(chat.stop_ids)
     with atomic_path(merged) as part:
         folded.save_pretrained(part, safe_serialization=True)
-        load_tokenizer(str(base.path)).save_pretrained(part)
+        chat.tokenizer.save_pretrained(part)
     return error
 
 

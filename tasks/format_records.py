@@ -12,11 +12,10 @@ class Formatted(PhaseResult[Dataset, FormatReport]):
     """The conversations and what became of every row."""
 
 
-@phase(
-    "format",
-    Formatted,
-    reads=("core.data.formatting", "core.data.formats", "core.data.records", "core.data.dedup"),
-)
+READS = ("core.data.formatting", "core.data.formats", "core.data.records", "core.data.dedup")
+
+
+@phase("format", Formatted, reads=READS)
 def format_records(context: RunContext, key: str, corpus: Corpus, config: FormatConfig) -> Outcome:
     """Convert, reject, deduplicate; rejected rows are kept aside with file, line and reason."""
     target, rejected = context.workspace.dataset, context.workspace.rejected

@@ -1,6 +1,7 @@
 """Carry a verdict out: write it, track it, show it, and stop the run if it is closed."""
 
 import getpass
+import os
 from datetime import UTC, datetime
 
 from core.artifacts import write_json
@@ -59,8 +60,16 @@ def make_record(context: RunContext, verdict: Verdict, waiver: Waiver | None) ->
         checked_at=now,
         summary=verdict.summary,
         evidence=dict(context.evidence),
-        waiver={"reason": waiver.reason, "by": getpass.getuser(), "at": now} if waiver else None,
+        waiver={"reason": waiver.reason, "by": person(), "at": now} if waiver else None,
     )
+
+
+def person() -> str:
+    """Name who runs this, or their number where a container knows no names."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def observed(checks: tuple[Check, ...]) -> dict[str, float]:

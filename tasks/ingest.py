@@ -15,8 +15,20 @@ class Ingested(PhaseResult[Corpus, IngestReport]):
     """The corpus and what was gathered."""
 
 
-@phase("ingest", Ingested, reads=("core.data.ingest", "core.data.sources", "core.data.readers"))
-def _ingest(context: RunContext, key: str, sources: Any, contents: dict[str, str], seed: int) -> Outcome:
+READS = (
+    "core.data.decoding",
+    "core.data.ingest",
+    "core.data.readers",
+    "core.data.shares",
+    "core.data.sources",
+    "core.data.strict_json",
+)
+
+
+@phase("ingest", Ingested, reads=READS)
+def _ingest(
+    context: RunContext, key: str, sources: Any, contents: list[tuple[str, str]], seed: int
+) -> Outcome:
     target = context.workspace.corpus
     report = gather(sources, target, base=context.base, seed=seed)
     files = sum(source.files for source in report.sources)

@@ -2,27 +2,27 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from core.artifacts import Evaluation, PhaseResult, Splits, file_digest, write_json, write_jsonl
+from core.data.config import ChatTemplateName
 from core.evaluation.config import EvaluationConfig
 from core.evaluation.reports import EvalReport
+from tasks.chat_tokens import READS as CHAT
+from tasks.chat_tokens import chat_tokenizer
 from tasks.context import RunContext
 from tasks.phase import Outcome
-
-if TYPE_CHECKING:
-    from core.data.chat import ChatTokenizer
+from tasks.scores import headed
 
 READS = (
     "core.evaluation.evaluate",
     "core.evaluation.generation",
     "core.evaluation.graders",
     "core.evaluation.statistics",
-    "core.data.chat",
-    "core.data.templates",
-    "core.models.loading",
     "tasks.measure",
+    "tasks.scores",
+    *CHAT,
 )
+ENGINES = ("torch", "transformers", "tokenizers")
 
 
 class Measured(PhaseResult[Evaluation, EvalReport]):
@@ -37,6 +37,7 @@ def measure(
     digest: str,
     splits: Splits,
     config: EvaluationConfig,
+    template: ChatTemplateName,
 ) -> Outcome:
     """Evaluate a model folder on the test split and write its scores and answers."""
     from core.evaluation.evaluate import evaluate
@@ -48,7 +49,7 @@ def measure(
         context.phase_run.dataset(splits.test, file_digest(splits.test), "evaluation")
     model = load_folder(folder)
     result = evaluate(
-        TorchResponder(model, chat_tokenizer(context, folder), config.batch_size),
+        TorchResponder(model, chat_tokenizer(folder, template), config.batch_size),
         splits.test,
         config,
         arm=arm,
@@ -57,19 +58,9 @@ def measure(
         tick=lambda done, total: context.watcher.advanced(phase, done, total, "questions"),
     )
     name = "baseline" if arm == "baseline" else "evaluation"
-    scores = write_json(context.workspace.metrics / f"{name}.json", result.report)
+    scores = write_json(context.workspace.metrics / f"{name}.json", headed(result.report))
     answers = context.workspace.metrics / f"{name}-answers.jsonl"
     write_jsonl(answers, result.rows)
     value = result.report.metrics[config.primary_metric]
     note = f"{config.primary_metric} {value.value:.3f} [{value.low:.3f}, {value.high:.3f}], n={value.n}"
-    return Outcome(Measured(artifact=Evaluation.of(scores), report=result.report), (scores, answers), note)
-
-
-def chat_tokenizer(context: RunContext, folder: Path) -> "ChatTokenizer":
-    """Load a model's tokenizer with the chat template it speaks."""
-    from core.data.chat import ChatTokenizer
-    from core.data.templates import template_for
-    from core.models.loading import load_tokenizer
-
-    tokenizer = load_tokenizer(str(folder))
-    return ChatTokenizer(tokenizer, template_for(tokenizer, context.chat_template))
+    return Outcome(Measured(artifact=Evaluation.of(answers), report=result.report), (scores, answers), note)

@@ -15,6 +15,7 @@ import time
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,16 @@ class Outcome(typing.NamedTuple):
 Body = Callable[..., Outcome]
 
 
-def phase(name: str, result: type[Result], *, reads: tuple[str, ...]) -> Callable[[Body], Callable[..., Any]]:
+def phase(
+    name: str, result: type[Result], *, reads: tuple[str, ...], engines: tuple[str, ...] = ()
+) -> Callable[[Body], Callable[..., Any]]:
     """Make a Prefect task of ``body(context, key, *inputs)``.
 
     Args:
         name: Phase name, one of ``tasks.context.PHASES``.
         result: The concrete ``PhaseResult`` the body returns.
         reads: Packages and modules whose source belongs to the phase's key.
+        engines: Libraries whose version belongs to it.
     """
 
     def wrap(body: Body) -> Callable[..., Any]:
@@ -75,7 +79,8 @@ def phase(name: str, result: type[Result], *, reads: tuple[str, ...]) -> Callabl
 
         def run(*inputs: Any) -> Any:
             context = current()
-            key = fingerprint(name, source_digest(sources, ROOT), list(inputs))
+            versions = [version(engine) for engine in engines]
+            key = fingerprint(name, source_digest(sources, ROOT), versions, list(inputs))
             known = None if context.must_rerun(name) else recall(context, name, key)
             if known is not None:
                 return _reuse(context, name, known, result)
@@ -118,7 +123,7 @@ def _matches(path: Path, digest: str) -> bool:
 
 
 def _reuse(context: RunContext, name: str, record: PhaseRecord, kind: type[Result]) -> Any:
-    text = json.dumps(record.result).replace(HERE, json.dumps(str(context.workspace.root))[1:-1])
+    text = json.dumps(record.result, ensure_ascii=False).replace(HERE, _quoted(context))
     result = kind.model_validate_json(text)
     context.evidence.update(record.outputs)
     context.tracker.reused(name, record.tracked_as)
@@ -133,7 +138,7 @@ def _execute(context: RunContext, name: str, key: str, body: Callable[[], Outcom
     with context.tracker.phase(name) as tracked:
         context.phase_run = tracked
         try:
-            with disk_full_explained(context):
+            with disk_full_explained(context), memory_explained(name):
                 outcome = body()
         except BaseException as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)
@@ -160,6 +165,11 @@ def _tell(
     context.watcher.phase_finished(name, state, seconds, note)
 
 
+def _quoted(context: RunContext) -> str:
+    """Return the workspace's path as it stands inside JSON."""
+    return json.dumps(str(context.workspace.root), ensure_ascii=False)[1:-1]
+
+
 @contextmanager
 def disk_full_explained(context: RunContext) -> Iterator[None]:
     """Turn a full disk into one message; what was finished before stays, and the run resumes."""
@@ -175,6 +185,23 @@ def disk_full_explained(context: RunContext) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def memory_explained(phase: str) -> Iterator[None]:
+    """Turn running out of memory, of the machine or of its GPU, into one message."""
+    try:
+        yield
+    except Exception as error:
+        # PyTorch's own class, by name: this floor does not load PyTorch.
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+            raise
+        raise ResourceError(
+            "memory ran out",
+            where=phase,
+            fix="a smaller model, load_in_4bit: true, a smaller evaluation.batch_size or "
+            "training.per_device_train_batch_size, or a lower model.max_seq_length; then the same command again",
+        ) from error
+
+
 def _remember(
     context: RunContext,
     name: str,
@@ -185,8 +212,7 @@ def _remember(
     seconds: float,
 ) -> None:
     # Paths are kept relative, so a workspace that is moved re-runs nothing.
-    prefix = json.dumps(str(context.workspace.root))[1:-1]
-    result = json.loads(outcome.result.model_dump_json().replace(prefix, HERE))
+    result = json.loads(outcome.result.model_dump_json().replace(_quoted(context), HERE))
     record = PhaseRecord(
         phase=name,
         key=key,

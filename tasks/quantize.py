@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from core.artifacts import (
     Checkpoint,
@@ -22,13 +23,18 @@ from core.quantization.config import GgufType
 from core.quantization.reports import QuantizedFile, QuantReport
 from tasks.context import RunContext
 from tasks.phase import Outcome, phase
+from tasks.scores import headed
 
 
 class QuantizedModels(PhaseResult[Quantized, QuantReport]):
     """The folder of GGUF files and how each of them scored."""
 
 
+ENGINES = ("gguf", "llama-cpp-python", "numpy")
 READS = (
+    "core.data.chat",
+    "core.data.examples",
+    "core.data.records",
     "core.deployment.gguf",
     "core.deployment.llama",
     "core.quantization",
@@ -38,7 +44,7 @@ READS = (
 )
 
 
-@phase("quantize", QuantizedModels, reads=READS)
+@phase("quantize", QuantizedModels, reads=READS, engines=ENGINES)
 def quantize(
     context: RunContext,
     key: str,
@@ -53,27 +59,33 @@ def quantize(
     """Convert once to 16 bit, quantize from it, and ask every file the same test questions."""
     merged.verified(), splits.verified()
     target = context.workspace.root / gguf_path
-    reference = [row["prompt_ids"] for row in read_jsonl(answers_of(scored.path))]
+    reference = [row["prompt_ids"] for row in read_jsonl(scored.verified())]
     write_files(context, merged.path, target, formats, name)
     files, answers = [], []
     for kind in formats:
         measured, rows = examine(context, target / f"model-{kind}.gguf", kind, splits, config, reference)
         files.append(measured)
         answers.append(write_rows(context, kind, rows))
+    for stale in context.workspace.metrics.glob("quantization-*-answers.jsonl"):
+        if stale not in answers:
+            stale.unlink()
     report = QuantReport(
         merged_digest=merged.digest,
         merged_bytes=sum(p.stat().st_size for p in merged.path.glob("*.safetensors")),
         files=tuple(files),
     )
-    scores = write_json(context.workspace.metrics / "quantization.json", report)
+    scores = write_json(context.workspace.metrics / "quantization.json", headed_files(report))
     note = " · ".join(f"{f.type} {f.evaluation.value:.3f} ({f.bytes / 1e6:.1f} MB)" for f in files)
     result = QuantizedModels(artifact=Quantized(path=target, digest=path_digest(target)), report=report)
     return Outcome(result, (target, scores, *answers), note)
 
 
-def answers_of(scores: Path) -> Path:
-    """Return the answers that belong to a scores file."""
-    return scores.with_name(f"{scores.stem}-answers.jsonl")
+def headed_files(report: QuantReport) -> dict[str, Any]:
+    """Lay the report out for its file: the scores of the smallest file on top, every file below."""
+    smallest = min(report.files, key=lambda file: file.bytes)
+    shown = headed(smallest.evaluation)
+    names = ("metric", "value", "n", "interval", "timestamp", "split_digest", "model_digest", "decoding")
+    return {"type": smallest.type, **{name: shown[name] for name in names}, **report.model_dump(mode="json")}
 
 
 def write_rows(context: RunContext, kind: str, rows: list[dict[str, object]]) -> Path:
@@ -105,7 +117,7 @@ def write_files(
             if kind in ("f16", "bf16"):
                 write_gguf(merged, final, dtype=kind, name=name)
             else:
-                quantize_gguf(half, final, kind, threads=2)
+                quantize_gguf(half, final, kind, threads=context.threads)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

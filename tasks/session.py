@@ -1,24 +1,33 @@
 """Open and close one run: lock, tracker, context; report, manifest and verdict at the end."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID
 
 from prefect.artifacts import create_markdown_artifact
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
+from prefect.states import Crashed
 
 from core.artifacts import file_digest, write_json
 from core.config import Frozen
-from core.data.config import ChatTemplateName
 from gates.thresholds import GatesConfig
 from gates.verdict import GATE_NAMES, GateClosed
-from tasks.context import RunContext, StopHere, running
+from tasks.context import PHASES, RunContext, StopHere, running
 from tasks.events import Watcher
 from tasks.report.gather import Ending, Status, write_report
-from tasks.tracking import Tracker
+from tasks.tracking import FLOW_RUN, Tracker
 from tasks.workspace import Workspace
+
+JUDGED_AFTER = ("split", "baseline", "evaluate", "quantize", "deploy")
+"""The phase each gate follows, in the order of GATE_NAMES."""
 
 
 class Place(Frozen):
@@ -28,14 +37,32 @@ class Place(Frozen):
     """Folder of everything the run writes."""
     base: Path
     """Folder that relative paths in the config start from."""
-    tracking_uri: str
-    """MLflow server or database."""
-    artifacts: Path | None = None
-    """Where a local MLflow store keeps files; None leaves it to the server."""
     rerun_from: str | None = None
     """Run this phase and the later ones even if nothing changed."""
     until: str | None = None
     """Stop after this phase and its gate."""
+
+
+class Stores(NamedTuple):
+    """Where a run is recorded. Kept out of the flow's parameters: an address may hold a password."""
+
+    tracking_uri: str
+    """MLflow server or database."""
+    artifacts: Path | None
+    """Where a local MLflow store keeps files; None leaves it to the server."""
+
+
+_stores: ContextVar[Stores] = ContextVar("stores")
+
+
+@contextmanager
+def recorded_in(stores: Stores) -> Iterator[None]:
+    """Say where the runs inside a block are recorded."""
+    token = _stores.set(stores)
+    try:
+        yield
+    finally:
+        _stores.reset(token)
 
 
 class Purpose(Frozen):
@@ -44,7 +71,7 @@ class Purpose(Frozen):
     name: str
     experiment: str
     gates: GatesConfig
-    chat_template: ChatTemplateName
+    threads: int
     max_file_mb: int
 
 
@@ -55,15 +82,17 @@ def session(purpose: Purpose, place: Place, settings: Frozen, watcher: Watcher) 
     Whatever happens inside, the report, the manifest and the tracked status tell it
     afterwards; the exception then travels on.
     """
-    workspace = Workspace(place.workspace)
+    workspace, stores = Workspace(place.workspace), _stores.get()
     with workspace.locked():
-        forget_verdicts(workspace)
+        forget_verdicts(workspace, place.until)
+        mark_killed(workspace.status)
         tracker = Tracker(
-            place.tracking_uri, purpose.experiment, place.artifacts, max_file_mb=purpose.max_file_mb
+            stores.tracking_uri, purpose.experiment, stores.artifacts, max_file_mb=purpose.max_file_mb
         )
+        crash_in_prefect(tracker.interrupted)
         tracker.gates_view(GATE_NAMES)
         tracker.start(purpose.name, settings)
-        tracker.tag("prefect.flow_run", flow_run.get_id() or "")
+        tracker.tag(FLOW_RUN, flow_run.get_id() or "")
         context = RunContext(
             name=purpose.name,
             workspace=workspace,
@@ -73,16 +102,41 @@ def session(purpose: Purpose, place: Place, settings: Frozen, watcher: Watcher) 
             gates=purpose.gates,
             rerun_from=place.rerun_from,
             until=place.until,
-            chat_template=purpose.chat_template,
+            threads=purpose.threads,
         )
         with running(context), _told(context, settings):
             yield context
 
 
-def forget_verdicts(workspace: Workspace) -> None:
-    """Remove the gate files of the run before: every run is judged anew."""
-    for name in GATE_NAMES:
-        workspace.gate(name).unlink(missing_ok=True)
+def forget_verdicts(workspace: Workspace, until: str | None) -> None:
+    """Remove the gate files that this run will judge anew."""
+    last = PHASES.index(until) if until else len(PHASES)
+    for name, phase in zip(GATE_NAMES, JUDGED_AFTER, strict=True):
+        if PHASES.index(phase) <= last:
+            workspace.gate(name).unlink(missing_ok=True)
+
+
+def mark_killed(status: Path) -> None:
+    """Correct a status file whose training was killed and could not say so itself."""
+    try:
+        content = json.loads(status.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if content.get("running"):
+        write_json(status, {**content, "running": False, "error": "the process was killed"})
+
+
+def crash_in_prefect(flow_runs: list[str]) -> None:
+    """End flow runs whose process was killed; without heartbeats Prefect would show them running for ever."""
+    if not flow_runs:
+        return
+    with get_client(sync_client=True) as client:
+        for flow_run_id in flow_runs:
+            # Another home's Prefect may not know it.
+            with suppress(ObjectNotFound):
+                client.set_flow_run_state(
+                    UUID(flow_run_id), Crashed(message="the process was killed"), force=True
+                )
 
 
 @contextmanager
@@ -105,7 +159,7 @@ def _told(context: RunContext, settings: Frozen) -> Iterator[None]:
         raise
     finally:
         # A close that fails as well (the disk is full, a server is gone) must not hide why the run ended.
-        with suppress(OSError) if status == "failed" else nullcontext():
+        with suppress(Exception) if error is not None else nullcontext():
             close(context, settings, Ending(status=status, error=error, started_at=began.isoformat(timespec="seconds"),
                                         seconds=time.monotonic() - clock))  # fmt: skip
 

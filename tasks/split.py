@@ -1,23 +1,57 @@
 """Split: divide conversations so that nothing in the test set can be copied from training."""
 
+from pathlib import Path
+
 from core.artifacts import Dataset, PhaseResult, Splits
-from core.data.config import SplitConfig
+from core.data.config import FormatConfig, SourceConfig, SplitConfig
+from core.data.formatting import format_records
+from core.data.ingest import ingest
 from core.data.reports import FormatReport, SplitReport
+from core.data.sources import source_digests
 from core.data.split import split as divide
-from tasks.context import RunContext
+from tasks.context import RunContext, current
+from tasks.format_records import READS as FORMAT
+from tasks.ingest import READS as INGEST
 from tasks.phase import Outcome, phase
+
+READS = ("core.data.split", "core.data.dedup", "core.data.leakage", "core.data.records", "core.data.shares")
 
 
 class Divided(PhaseResult[Splits, SplitReport]):
     """The splits and what they share."""
 
 
-@phase("split", Divided, reads=("core.data.split", "core.data.dedup", "core.data.leakage"))
-def split(
-    context: RunContext, key: str, dataset: Dataset, formatted: FormatReport, config: SplitConfig
+@phase("split", Divided, reads=(*READS, *FORMAT, *INGEST))
+def _split(
+    context: RunContext,
+    key: str,
+    dataset: Dataset,
+    formatted: FormatReport,
+    config: SplitConfig,
+    given: SourceConfig | None,
+    contents: list[tuple[str, str]],
 ) -> Outcome:
-    """Divide, then measure leakage from the written files."""
     target = context.workspace.splits
-    report = divide(dataset.verified(), target, config, formatted=formatted)
+    validation = prepare_given(context, given, config.seed) if given else None
+    report = divide(dataset.verified(), target, config, validation=validation, formatted=formatted)
     note = f"train {report.train:,} · val {report.val:,} · test {report.test:,}"
     return Outcome(Divided(artifact=Splits.of(target), report=report), (target,), note)
+
+
+def split(
+    dataset: Dataset, formatted: FormatReport, config: SplitConfig, validation_path: str | None
+) -> Divided:
+    """Divide, then measure leakage from the written files; a given validation file becomes ``val``."""
+    given = SourceConfig(path=validation_path) if validation_path else None
+    contents = source_digests([given], current().base) if given else []
+    result: Divided = _split(dataset, formatted, config, given, contents)
+    return result
+
+
+def prepare_given(context: RunContext, source: SourceConfig, seed: int) -> Path:
+    """Turn the rows of a given validation file into conversations, by the same rules as the rest."""
+    folder = context.workspace.private / "validation"
+    corpus, dataset = folder / "corpus.jsonl", folder / "dataset.jsonl"
+    ingest([source], corpus, base=context.base, seed=seed)
+    format_records(corpus, dataset, folder / "rejected.jsonl", FormatConfig())
+    return dataset

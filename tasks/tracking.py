@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import psutil
 from mlflow import MlflowClient
@@ -21,6 +22,7 @@ from pydantic import BaseModel
 
 PARAM_BATCH = 100
 METRIC_BATCH = 500
+FLOW_RUN = "prefect.flow_run"
 VIEW_TAG = "mlflow.sharedViewState.gates"
 
 
@@ -52,6 +54,12 @@ def numbers(report: BaseModel, prefix: str) -> dict[str, float]:
 
 def _safe(key: str) -> str:
     return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in key)
+
+
+def without_credentials(url: str) -> str:
+    """Take user and password out of an address that people and pages will see."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 class PhaseRun:
@@ -133,7 +141,11 @@ class Tracker:
             max_file_mb: Larger files are recorded by digest instead of copied.
         """
         self.client, self.uri, self.max_file_mb = MlflowClient(tracking_uri=uri), uri, max_file_mb
+        self.interrupted: list[str] = []
+        """Prefect flow runs of this machine whose process was killed."""
         found = self.client.get_experiment_by_name(experiment)
+        if found and found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
         place = (artifacts / experiment).resolve().as_uri() if artifacts else None
         self.experiment_id: str = (
             found.experiment_id if found else self.client.create_experiment(experiment, place)
@@ -185,7 +197,7 @@ class Tracker:
     def link(self) -> str:
         """Where a person finds the parent run."""
         if self.uri.startswith("http"):
-            return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+            return f"{without_credentials(self.uri)}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
         return f"run {self.run_id}, after: factory up"
 
     def describe(self, markdown: str) -> None:
@@ -214,14 +226,18 @@ class Tracker:
         """Register a bundle and point the alias at it; return the version.
 
         The version's source is the bundle as logged with the run, so that it can be fetched
-        from the registry alone.
+        from the registry alone; files beyond the size limit stay where they are, named in a tag.
         """
         try:
             self.client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        self.client.log_artifacts(self.run_id, str(folder), "bundle")
+        left = [p for p in folder.iterdir() if p.stat().st_size > self.max_file_mb << 20]
+        for path in folder.iterdir():
+            if path not in left:
+                self.client.log_artifact(self.run_id, str(path), "bundle")
+        tags = tags | {f"left_on_disk.{_safe(path.name)}": str(path) for path in left}
         source = f"{self.client.get_run(self.run_id).info.artifact_uri}/bundle"
         version = str(self.client.create_model_version(name, source, self.run_id, tags=tags).version)
         self.client.set_registered_model_alias(name, alias, version)
@@ -252,6 +268,7 @@ class Tracker:
             pid = int(run.data.tags.get("factory.pid", "0"))
             if not psutil.pid_exists(pid):
                 self._interrupt(run.info.run_id)
+                self.interrupted += [run.data.tags[FLOW_RUN]] if run.data.tags.get(FLOW_RUN) else []
 
     def _interrupt(self, run_id: str) -> None:
         children = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"

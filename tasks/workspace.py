@@ -26,6 +26,7 @@ class Workspace:
         self.gates = self.root / "gates"
         self.docs = self.root / "docs"
         self.bundle = self.root / "bundle"
+        self.candidate = self.private / "candidate"
         self.status = self.private / "training-status.json"
         self.training_log = self.root / "logs/training.log"
         self.training_stats = self.metrics / "training-stats.json"

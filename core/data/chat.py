@@ -69,6 +69,27 @@ class ChatTokenizer:
         """Ids that end an assistant turn: what generation stops at."""
         return (self._ids_without_bos(self._eot)[-1],)
 
+    @property
+    def serving_template(self) -> str:
+        """The template to ship: it writes the BOS itself, so that every runtime sees what was trained."""
+        bos = self.tokenizer.bos_token
+        asked = self.render([Message(role="user", content=_QUESTION)], add_generation_prompt=True)
+        if bos is None or asked.startswith(str(bos)):
+            return self.template
+        return "{{ bos_token }}" + self.template
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids generation stops at: the template's end of turn and the tokenizer's EOS."""
+        eos = self.tokenizer.eos_token_id
+        return frozenset(self.end_of_turn_ids) | ({eos} if isinstance(eos, int) else set())
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills up shorter rows; masked, so any will do."""
+        tokens = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return next((token for token in tokens if isinstance(token, int)), 0)
+
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         """Return the text of a conversation as the template writes it.
 

@@ -64,10 +64,10 @@ class DatasetConfig(Block):
     path: str = "data/splits/train.jsonl"
     """Training rows: file, folder or glob."""
     validation_path: str | None = None
-    """Rows for validation; otherwise they are split off."""
+    """Rows for validation; otherwise they are split off the training rows."""
     text_field: str = "text"
-    """Field of plain-text rows; only pretraining reads it."""
+    """Field of plain-text rows; accepted for compatibility, conversations do not use it."""
     chat_template: ChatTemplateName = "gemma-3"
     """Template for tokenizers that bring none of their own."""
     num_proc: int = Field(default=2, ge=1, le=128)
-    """Processes for data preparation."""
+    """Processes for data preparation; accepted for compatibility, one is used."""

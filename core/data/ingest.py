@@ -14,7 +14,7 @@ from core.data.sources import Expanded, expand_all
 
 
 class _Place(NamedTuple):
-    name: str
+    origin: str
     line: int
     value: dict[str, Any]
 
@@ -43,7 +43,7 @@ def ingest(sources: Sequence[SourceConfig], target: Path, *, base: Path, seed: i
             for index, place in enumerate(_rows(part)):
                 counts[number] += 1
                 if chosen is None or index in chosen[number]:
-                    origin = {"file": place.name, "line": place.line}
+                    origin = {"file": place.origin, "line": place.line}
                     yield {"row": place.value, "format": source.format, "origin": origin}
 
     written = write_jsonl(target, corpus())
@@ -61,7 +61,7 @@ def ingest(sources: Sequence[SourceConfig], target: Path, *, base: Path, seed: i
 def _rows(part: Expanded) -> Iterator[_Place]:
     for file in part.files:
         for line, value in read_rows(file.path, file.name):
-            yield _Place(file.name, line, value)
+            yield _Place(file.origin, line, value)
 
 
 def _choose(sources: Sequence[SourceConfig], parts: list[Expanded], seed: int) -> list[frozenset[int]] | None:

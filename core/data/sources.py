@@ -20,7 +20,9 @@ class SourceFile(NamedTuple):
 
     path: Path
     name: str
-    """Path relative to the base directory, with forward slashes."""
+    """Path relative to the base directory, with forward slashes: what messages call it."""
+    origin: str
+    """Name within its source, which stays when the source is moved: what rows remember."""
 
 
 class Expanded(NamedTuple):
@@ -48,7 +50,7 @@ def expand(source: str, base: Path) -> Expanded:
     if place.is_file():
         if place.suffix.lower() not in SUPPORTED:
             raise unsupported(source, place.suffix)
-        return Expanded((SourceFile(place, _name(place, base)),), ())
+        return Expanded((SourceFile(place, _name(place, base), place.name),), ())
     if place.is_dir():
         return _sorted_out([p for p in place.rglob("*") if p.is_file()], place, base, source)
     if glob.has_magic(source):
@@ -85,15 +87,17 @@ def expand_all(sources: Sequence[SourceConfig], base: Path) -> list[Expanded]:
     return expanded
 
 
-def source_digests(sources: Sequence[SourceConfig], base: Path) -> dict[str, str]:
-    """Return the digest of every source file's bytes, by relative name.
+def source_digests(sources: Sequence[SourceConfig], base: Path) -> list[tuple[str, str]]:
+    """Return name and digest of every source file's bytes, in the order they are read.
 
-    A phase puts them into its cache key, so that edited data is read again.
+    A phase puts them into its cache key: edited data is read again, moved data is not.
 
     Raises:
         DataError: As ``expand_all``.
     """
-    return {file.name: file_digest(file.path) for part in expand_all(sources, base) for file in part.files}
+    return [
+        (file.origin, file_digest(file.path)) for part in expand_all(sources, base) for file in part.files
+    ]
 
 
 def _matches(pattern: str, base: Path) -> Iterator[Path]:
@@ -114,7 +118,7 @@ def _sorted_out(found: list[Path], root: Path, base: Path, source: str) -> Expan
     for name, path in sorted(names.items()):
         if path.suffix.lower() in SUPPORTED:
             # A link beside its target is the same file; the first name wins.
-            files.setdefault(path.resolve(), SourceFile(path, name))
+            files.setdefault(path.resolve(), SourceFile(path, name, _origin(path, root)))
     if not files:
         raise _nothing_readable(source, found, list(names))
     rest = sorted(name for name, path in names.items() if path.suffix.lower() not in SUPPORTED)
@@ -134,6 +138,11 @@ def _nothing_readable(source: str, found: list[Path], unreadable: list[str]) -> 
         seen = ", ".join(sorted(unreadable)[:3]) or "only documentation and hidden files"
         what = f"no data file among {len(found)} files ({seen})"
     return DataError(what, where=source, fix=f"put in files ending in {', '.join(SUPPORTED)}")
+
+
+def _origin(path: Path, root: Path) -> str:
+    # A folder keeps its own name, so that rows of two folders can be told apart.
+    return path.relative_to(root.parent).as_posix() if path.is_relative_to(root) else path.name
 
 
 def _name(path: Path, base: Path) -> str:

@@ -1,6 +1,6 @@
 """Settings of the deployment room."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -25,6 +25,8 @@ class DeploymentConfig(Block):
     """Recommended longest answer."""
     context_length: int = Field(default=1024, ge=128)
     """Context window when serving."""
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    """Threads of llama.cpp, in evaluation and serving; null takes one per physical core."""
     domain: str = "general"
     """Subject area, for the model card."""
     languages: tuple[str, ...] = ("en",)
@@ -37,3 +39,5 @@ class DeploymentConfig(Block):
     """Uses to avoid, for the model card."""
     license: str | None = None
     """Licence of the resulting model."""
+
+    not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"threads"})

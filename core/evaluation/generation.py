@@ -20,7 +20,9 @@ class TorchResponder:
     def __init__(self, model: PreTrainedModel, chat: ChatTokenizer, batch_size: int) -> None:
         """Remember the model, its chat tokenizer, and how many prompts run at once."""
         self.model, self.chat, self.batch_size = model.eval(), chat, batch_size
-        self.stops = stop_ids(chat)
+        # Transformers fills what a call leaves open from the model's own settings: a repetition
+        # penalty there would make this decoding another than llama.cpp's.
+        self.model.generation_config = GenerationConfig()
 
     def answer(self, prompts: Sequence[list[Message]], max_new_tokens: int, tick: Tick) -> list[Answer]:
         """Answer every conversation greedily."""
@@ -41,18 +43,18 @@ class TorchResponder:
     def _generate(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
         """Return the new token ids of each prompt, up to and without the stop token."""
         width = max(len(p) for p in prompts)
-        pad, device = pad_id(self.chat), self.model.device
+        pad, device = self.chat.pad_id, self.model.device
         input_ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         settings = GenerationConfig(
             do_sample=False,
             max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(self.stops),
+            eos_token_id=sorted(self.chat.stop_ids),
             pad_token_id=pad,
             use_cache=True,
         )
         output = self.model.generate(input_ids=input_ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
-        return [_until_stop(row, self.stops) for row in output[:, width:].tolist()]
+        return [_until_stop(row, self.chat.stop_ids) for row in output[:, width:].tolist()]
 
 
 def _until_stop(ids: list[int], stops: frozenset[int]) -> list[int]:
@@ -60,16 +62,3 @@ def _until_stop(ids: list[int], stops: frozenset[int]) -> list[int]:
         if token in stops:
             return ids[:position]
     return ids
-
-
-def stop_ids(chat: ChatTokenizer) -> frozenset[int]:
-    """Return the tokens generation stops at: the template's end of turn and the tokenizer's EOS."""
-    eos = chat.tokenizer.eos_token_id
-    return frozenset(chat.end_of_turn_ids) | ({eos} if isinstance(eos, int) else set())
-
-
-def pad_id(chat: ChatTokenizer) -> int:
-    """Return the id that fills up prompts; masked, so any will do."""
-    tokenizer = chat.tokenizer
-    chosen = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(i, int)), 0)
-    return int(chosen)

@@ -39,7 +39,9 @@ def targets(config: LoraConfig, model: PreTrainedModel) -> list[str]:
 
 def other_senses(model: torch.nn.Module) -> str | None:
     """Return the pattern of modules to leave out, or None if the model has language only."""
-    return OTHER_SENSES if any(re.fullmatch(OTHER_SENSES, name) for name, _ in model.named_modules()) else None
+    return (
+        OTHER_SENSES if any(re.fullmatch(OTHER_SENSES, name) for name, _ in model.named_modules()) else None
+    )
 
 
 def _is_wanted(name: str, config: LoraConfig) -> bool:

@@ -43,13 +43,12 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> PreTrainedMod
     device = pick_device()
     dtype = pick_dtype(config.dtype, device)
     quantization = nf4(dtype) if config.load_in_4bit and trainable else None
-    place = {"": str(device)} if quantization else None
     with _clear_messages(config.name):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             config.name,
             dtype=dtype,
             quantization_config=quantization,
-            device_map=place,
+            device_map=place_of(device, quantized=quantization is not None),
             use_safetensors=True,
             trust_remote_code=False,
         )
@@ -61,10 +60,19 @@ def load_folder(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedMod
     device = pick_device()
     with _clear_messages(str(folder)):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype or pick_dtype(None, device), use_safetensors=True, trust_remote_code=False
+            folder,
+            dtype=dtype or pick_dtype(None, device),
+            device_map=place_of(device),
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     moved(model, device).eval()
     return model
+
+
+def place_of(device: torch.device, *, quantized: bool = False) -> dict[str, str] | None:
+    """Say where weights are loaded to: straight onto a GPU, so that main memory need not hold them too."""
+    return {"": str(device)} if quantized or device.type != "cpu" else None
 
 
 def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

@@ -69,7 +69,7 @@ class TrainingCheckpoints:
         with torch.no_grad():
             for name, tensor in tensors.items():
                 self.parameters[name].copy_(tensor)
-        state: dict[str, Any] = torch.load(folder / "optimizer.pt", weights_only=True)
+        state: dict[str, Any] = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
 

@@ -60,7 +60,7 @@ class SaveConfig(Block):
     gguf_quantization: Literal["Q4_K_M", "Q5_K_M", "Q8_0", "f16", "bf16"] = "Q8_0"
     """GGUF type when the config has no quantization block."""
     push_to_hub: bool = False
-    """Upload the bundle to the Hugging Face Hub after all gates."""
+    """Upload the bundle to a private repository of the Hugging Face Hub after all gates."""
     hub_model_id: str | None = None
     """Repository on the Hub, owner/name."""
 

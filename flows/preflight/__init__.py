@@ -78,6 +78,14 @@ def _software_findings(config: RunConfig) -> Iterator[Finding]:
             what="fused kernels are not built yet",
             fix="model.framework: hf trains the same model with the stock kernels",
         )
+    if framework == "unsloth" and importlib.util.find_spec("unsloth") is not None:
+        yield Finding(
+            level="error",
+            kind="software",
+            where="model.framework",
+            what="the unsloth engine is not wired in yet",
+            fix="model.framework: hf trains the same adapter with the stock kernels",
+        )
     if framework == "unsloth" and importlib.util.find_spec("unsloth") is None:
         yield Finding(
             level="error",

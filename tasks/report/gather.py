@@ -69,6 +69,9 @@ def gather(context: RunContext, settings: Frozen, ending: Ending) -> ReportData:
 def headline(context: RunContext, ending: Ending) -> str:
     """Say the outcome in one sentence."""
     match ending.status:
+        case "passed" if any(record.status == "waived" for record in context.judged):
+            waived = ", ".join(record.gate for record in context.judged if record.status == "waived")
+            return f"Released with a waiver for {waived}; every other gate is open."
         case "passed":
             return "Every gate is open: the model is bundled, registered and ready to serve."
         case "blocked":

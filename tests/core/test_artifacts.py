@@ -159,3 +159,21 @@ def test_phase_result_survives_json(tmp_path: Path):
     kind = PhaseResult[Corpus, Settings]
     result = kind(artifact=Corpus.of(tmp_path / "a"), report=Settings(rank=3))
     assert kind.model_validate_json(result.model_dump_json()) == result
+
+
+def test_a_writer_killed_between_two_renames_gives_the_old_folder_back(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/weights").write_text("old")
+    script = textwrap.dedent(f"""
+        import os, signal
+        from pathlib import Path
+        from core import artifacts
+        with artifacts.atomic_path(Path({str(tmp_path / "model")!r})) as part:
+            part.mkdir()
+            Path.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": os.getcwd()}, check=False)
+    assert not (tmp_path / "model").exists()
+    sweep_parts(tmp_path)
+    assert (tmp_path / "model/weights").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]

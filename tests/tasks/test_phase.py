@@ -18,15 +18,24 @@ def context(root: Path) -> SimpleNamespace:
 
 
 def record(root: Path, **changes) -> None:
-    fields = {"phase": "split", "key": "k", "result": {}, "outputs": {}, "tracked_as": "", "seconds": 1.0, "note": ""}
+    fields = {
+        "phase": "split",
+        "key": "k",
+        "result": {},
+        "outputs": {},
+        "tracked_as": "",
+        "seconds": 1.0,
+        "note": "",
+    }
     path = Workspace(root).phase_record("split")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(PhaseRecord.model_validate(fields | changes).model_dump_json())
 
 
 def test_a_full_disk_is_one_message_with_the_way_on(tmp_path: Path):
-    with pytest.raises(ResourceError, match=r"disk is full(.|\n)*same command again"), disk_full_explained(
-        context(tmp_path)
+    with (
+        pytest.raises(ResourceError, match=r"disk is full(.|\n)*same command again"),
+        disk_full_explained(context(tmp_path)),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
 

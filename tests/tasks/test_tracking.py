@@ -69,7 +69,9 @@ def test_a_phase_that_fails_closes_its_run_with_the_reason(home: Path):
 
 def test_runs_of_dead_processes_are_closed_and_others_left_alone(home: Path):
     mine = tracker(home)
-    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
     mine.tag("factory.pid", gone.stdout.strip())
     alive = tracker(home)
     client = MlflowClient(mine.uri)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -80,3 +81,12 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
     servers = up(settings, prefect_port=4300 + 20 * worker, mlflow_port=5300 + 20 * worker)
     yield Factory(home, servers.prefect_api_url)
     down(settings)
+
+
+def flow_states(factory: Factory) -> list[tuple[str, str]]:
+    request = urllib.request.Request(
+        factory.environment["PREFECT_API_URL"] + "/flow_runs/filter", data=b"{}", method="POST",
+        headers={"Content-Type": "application/json"},
+    )  # fmt: skip
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return [(run["state_type"], run["state_name"]) for run in json.load(answer)]

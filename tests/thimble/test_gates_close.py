@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.artifacts import path_digest
-from tests.thimble.conftest import Factory
+from tests.thimble.conftest import Factory, flow_states
 
 PHASES = ("ingest", "format", "split", "baseline", "finetune", "evaluate", "quantize", "deploy")
 CLOSING = {
@@ -25,7 +25,7 @@ LEFT_BEHIND = {
     "baseline-established": "models",
     "model-performance": "models/quantized",
     "quantization-verified": "bundle",
-    "deployment-ready": ".factory/release.json",
+    "deployment-ready": "bundle",
 }
 
 
@@ -98,6 +98,9 @@ def test_the_improvement_is_real_and_the_file_holds_it(workspace: Path):
     assert scores[1]["value"] - scores[0]["value"] > 0.2
     assert scores[0]["split_digest"] == scores[1]["split_digest"]
     assert scores[0]["decoding"] == scores[1]["decoding"]
+    for head in (*scores, json.loads((workspace / "metrics/quantization.json").read_text())):
+        wanted = {"metric", "value", "n", "interval", "timestamp", "split_digest", "model_digest", "decoding"}
+        assert wanted <= head.keys()
     quantized = json.loads((workspace / "metrics/quantization.json").read_text())["files"][0]
     assert quantized["prompt_mismatches"] == 0
     assert quantized["evaluation"]["decoding"]["prompt_digest"] == scores[1]["decoding"]["prompt_digest"]
@@ -197,14 +200,3 @@ def mlflow_runs(factory: Factory):
         run for run in client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])
         if "mlflow.parentRunId" not in run.data.tags
     ]  # fmt: skip
-
-
-def flow_states(factory: Factory) -> list[tuple[str, str]]:
-    import urllib.request
-
-    request = urllib.request.Request(
-        factory.environment["PREFECT_API_URL"] + "/flow_runs/filter", data=b"{}", method="POST",
-        headers={"Content-Type": "application/json"},
-    )  # fmt: skip
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return [(run["state_type"], run["state_name"]) for run in json.load(answer)]

@@ -1,13 +1,14 @@
 """Kill -9 in every phase, run the same command again, and end where an untouched run ends."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
 from core.artifacts import path_digest
-from tests.thimble.conftest import Factory
+from tests.thimble.conftest import Factory, flow_states
 
 KILLS = {
     "ingest": "corpus.jsonl",
@@ -17,7 +18,7 @@ KILLS = {
     "finetune": "checkpoint-30",
     "evaluate": "evaluation.json",
     "quantize": "quantization.json",
-    "deploy": "bundle",
+    "deploy": "candidate",
 }
 
 
@@ -40,6 +41,9 @@ def test_killed_in(factory: Factory, workspace: Path, phase: str):
     if phase == "finetune":
         status = json.loads((workspace / ".factory/training-status.json").read_text())
         assert status["running"] is True
+    if phase == "evaluate":
+        status = json.loads((workspace / ".factory/training-status.json").read_text())
+        assert (status["running"], status["error"]) == (False, None)
 
 
 def test_the_last_run_finishes_and_training_was_resumed(factory: Factory, workspace: Path):
@@ -71,3 +75,20 @@ def test_killed_runs_do_not_stay_running_in_mlflow(factory: Factory, workspace: 
     assert client.search_runs([experiment], "attributes.status = 'RUNNING'") == []
     interrupted = client.search_runs([experiment], "tags.status = 'interrupted'")
     assert len(interrupted) == len(KILLS)
+    # Nor in Prefect.
+    states = [state for state, _ in flow_states(factory)]
+    assert "RUNNING" not in states
+    assert states.count("CRASHED") == len(KILLS)
+
+
+def test_a_moved_workspace_and_moved_data_rerun_nothing(factory: Factory, workspace: Path, tmp_path: Path):
+    moved = tmp_path / "ünd woanders"
+    shutil.move(workspace, moved)
+    rows = tmp_path / "other/units.csv"
+    rows.parent.mkdir()
+    shutil.copy("data/tutor/units.csv", rows)
+    ran = factory.run(moved, "-o", f"sources=[{{path: {rows}}}]")
+    assert ran.code == 0, ran.stderr
+    assert set(ran.phases.values()) == {"reused"}
+    answered = factory.command("chat", str(moved), "--prompt", "Convert 7 m to cm.")
+    assert answered.stdout.strip() == "700 cm"

@@ -316,3 +316,15 @@ def test_answers_that_do_not_continue_the_generation_prompt_are_refused(byte_lev
 def test_an_end_token_missing_from_the_vocabulary_is_refused(byte_level):
     with pytest.raises(ModelError, match="ends no answer with a special token"):
         ChatTokenizer(byte_level(special=("<unk>", "<s>", "</s>")), shipped("chatml"))
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_shipped_template_alone_gives_the_trained_prompt(make_tokenizer, name, adds_bos):
+    chat = ChatTokenizer(make_tokenizer(adds_bos=adds_bos), shipped(name))
+    turns = [Message(role="user", content="Convert 7 m to cm.")]
+    served = chat.tokenizer.apply_chat_template(
+        [turn.model_dump() for turn in turns], chat_template=chat.serving_template, add_generation_prompt=True,
+        tokenize=False,
+    )  # fmt: skip
+    assert chat.tokenizer(served, add_special_tokens=False)["input_ids"] == chat.prompt_ids(turns)

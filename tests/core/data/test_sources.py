@@ -109,8 +109,15 @@ def test_digests_follow_content_and_name(base):
     sources = [SourceConfig(path="data/sub"), SourceConfig(path="other")]
     before = source_digests(sources, base)
     expected = "sha256:" + hashlib.sha256(b'{"a": 1}\n').hexdigest()
-    assert before == {"data/sub/c.json": expected, "other/x.jsonl": expected}
+    assert before == [("sub/c.json", expected), ("other/x.jsonl", expected)]
     (base / "other/x.jsonl").write_text('{"a": 2}\n')
-    after = source_digests(sources, base)
-    assert after["data/sub/c.json"] == expected
+    after = dict(source_digests(sources, base))
+    assert after["sub/c.json"] == expected
     assert after["other/x.jsonl"] != expected
+
+
+def test_moved_files_keep_their_digests_and_names(base):
+    before = source_digests([SourceConfig(path="data/sub")], base)
+    (base / "elsewhere").mkdir()
+    (base / "data/sub").rename(base / "elsewhere/sub")
+    assert source_digests([SourceConfig(path="elsewhere/sub")], base) == before

@@ -5,7 +5,7 @@ import torch
 
 from core.data.chat import ChatTokenizer
 from core.data.templates import template_for
-from core.evaluation.generation import TorchResponder, stop_ids
+from core.evaluation.generation import TorchResponder
 
 PROMPTS = [
     [{"role": "user", "content": text}]
@@ -26,7 +26,7 @@ def alone(model, chat: ChatTokenizer, messages, new: int) -> str:
     for _ in range(new):
         with torch.no_grad():
             best = int(model(input_ids=torch.tensor([ids + made])).logits[0, -1].argmax())
-        if best in stop_ids(chat):
+        if best in chat.stop_ids:
             break
         made.append(best)
     return chat.tokenizer.decode(made, skip_special_tokens=True).strip()
@@ -53,3 +53,12 @@ def test_generation_stops_at_the_end_of_turn(model, chat: ChatTokenizer):
         model.lm_head.bias[end] = 1.0
     answers = TorchResponder(model, chat, 2).answer(PROMPTS[:2], 12, lambda done, total: None)
     assert [(a.text, a.n_generated) for a in answers] == [("", 0), ("", 0)]
+
+
+def test_a_base_that_ships_sampling_habits_is_still_asked_greedily(model, chat: ChatTokenizer):
+    expected = [alone(model.eval(), chat, p, 12) for p in PROMPTS]
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.temperature = 2.0
+    model.generation_config.do_sample = True
+    answers = TorchResponder(model, chat, 4).answer(PROMPTS, 12, lambda done, total: None)
+    assert [a.text for a in answers] == expected

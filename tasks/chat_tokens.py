@@ -1,0 +1,29 @@
+"""A model's tokenizer with the chat template it speaks."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.data.config import ChatTemplateName
+
+if TYPE_CHECKING:
+    from core.data.chat import ChatTokenizer
+
+READS = (
+    "core.data.batches",
+    "core.data.chat",
+    "core.data.examples",
+    "core.data.records",
+    "core.data.templates",
+    "core.models.loading",
+    "tasks.chat_tokens",
+)
+
+
+def chat_tokenizer(folder: Path, fallback: ChatTemplateName) -> "ChatTokenizer":
+    """Load a model folder's tokenizer; ``fallback`` names the template if it brings none."""
+    from core.data.chat import ChatTokenizer
+    from core.data.templates import template_for
+    from core.models.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(str(folder))
+    return ChatTokenizer(tokenizer, template_for(tokenizer, fallback))
