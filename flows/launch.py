@@ -42,7 +42,23 @@ class Ending(NamedTuple):
 
 
 def launch(request: Launch) -> int:
-    """Run the factory and return the exit code."""
+    """Run the factory and return the exit code; a machine gets its result line whatever happens.
+
+    Raises:
+        UserError: If settings, data, model or machine do not allow the run.
+    """
+    try:
+        return start(request)
+    except UserError as wrong:
+        if request.as_json:
+            from flows.display import JsonLines
+
+            JsonLines(sys.stdout).emit("result", status="bad input", message=str(wrong), exit_code=2)
+        raise
+
+
+def start(request: Launch) -> int:
+    """Read the config, look before the run, and conduct it."""
     config = load_config(request.config, request.overrides)
     require_phases(request)
     workspace = (request.workspace or Path("workspace") / config.name).resolve()

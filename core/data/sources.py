@@ -127,7 +127,7 @@ def _sorted_out(found: list[Path], root: Path, base: Path, source: str) -> Expan
 
 def _is_document(path: Path, root: Path) -> bool:
     inside = path.relative_to(root).parts if path.is_relative_to(root) else (path.name,)
-    hidden = any(part.startswith(".") for part in inside)
+    hidden = any(part.startswith(".") or part == "__pycache__" for part in inside)
     return hidden or path.suffix.lower() in _NO_DATA or path.name.split(".")[0].upper() in _DOCUMENTS
 
 

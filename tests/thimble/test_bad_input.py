@@ -42,6 +42,13 @@ def test_a_wrong_key_names_its_path_and_the_nearest_key(factory: Factory, tmp_pa
     assert not (tmp_path / "ws").exists()
 
 
+def test_a_machine_gets_one_result_line_for_wrong_input(factory: Factory, tmp_path: Path):
+    ran = factory.run(tmp_path / "ws", "-o", "lora.rr=4")
+    assert ran.code == 2
+    assert ran.result["exit_code"] == 2
+    assert "lora.rr" in ran.result["message"]
+
+
 def test_a_missing_config_names_the_nearest_file(factory: Factory, tmp_path: Path):
     ran = factory.command("run", "configs/quickstar.yaml", "--workspace", str(tmp_path / "ws"))
     assert ran.returncode == 2
