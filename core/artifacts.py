@@ -46,6 +46,11 @@ def path_digest(path: Path) -> str:
     return "sha256:" + total.hexdigest()
 
 
+def is_unchanged(path: Path, digest: str) -> bool:
+    """Tell whether what lies at ``path`` is there and still has this digest."""
+    return path.exists() and path_digest(path) == digest
+
+
 class ArtifactRef(Frozen):
     """Where an artifact lies and what its bytes hash to."""
 
@@ -63,7 +68,7 @@ class ArtifactRef(Frozen):
 
     def is_intact(self) -> bool:
         """Tell whether the bytes still match, without raising."""
-        return self.path.exists() and path_digest(self.path) == self.digest
+        return is_unchanged(self.path, self.digest)
 
     def verified(self) -> Path:
         """Return the path after hashing the bytes again.
@@ -73,7 +78,7 @@ class ArtifactRef(Frozen):
         """
         if not self.path.exists():
             raise ArtifactChanged(f"{self.path} is gone; run again to make it anew")
-        if path_digest(self.path) != self.digest:
+        if not self.is_intact():
             raise ArtifactChanged(f"{self.path} was changed after it was made; run again to make it anew")
         return self.path
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.artifacts import path_digest
+from core.artifacts import is_unchanged
 from core.config import Frozen
 from core.errors import ConfigError, DataError
 
@@ -65,7 +65,7 @@ def released_model(workspace: Path) -> Served:
             fix="finish a run first: factory run CONFIG --workspace " + str(workspace),
         )
     bundle = workspace / "bundle"
-    if path_digest(bundle) != release["digest"]:
+    if not is_unchanged(bundle, release["digest"]):
         raise ConfigError(
             "the bundle is not the one that passed the gates",
             where=str(bundle),

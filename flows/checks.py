@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from core.artifacts import path_digest
+from core.artifacts import is_unchanged
 from core.errors import ConfigError
 from flows.config_file import load_config
 from flows.preflight import PreflightReport, preflight
@@ -123,12 +123,8 @@ def read_gate(workspace: Path, name: str) -> FoundGate | None:
         raise ConfigError(
             f"not a gate file ({error})", where=str(path), fix="run the factory again"
         ) from error
-    changed = [file for file, digest in record.evidence.items() if not _is_same(workspace / file, digest)]
+    changed = [file for file, digest in record.evidence.items() if not is_unchanged(workspace / file, digest)]
     return FoundGate(record, changed)
-
-
-def _is_same(path: Path, digest: str) -> bool:
-    return path.exists() and path_digest(path) == digest
 
 
 def show_doctor(*, fast: bool, as_json: bool) -> int:

@@ -14,12 +14,11 @@ from core.errors import ConfigError, UserError
 from flows.config_file import load_config
 from flows.run_config import RunConfig
 from flows.settings import Settings, apply, prefect_environment, read_settings
+from tasks.events import PHASES
 
 if TYPE_CHECKING:
     from flows.display import JsonLines, Screen
     from tasks.session import Place, Stores
-
-PHASES = ("ingest", "format", "split", "baseline", "finetune", "evaluate", "quantize", "deploy")
 
 
 class Launch(Frozen):

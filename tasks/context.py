@@ -9,11 +9,9 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from gates.thresholds import GatesConfig
-from tasks.events import GateRecord, PhaseState, Watcher
+from tasks.events import PHASES, GateRecord, PhaseState, Watcher
 from tasks.tracking import PhaseRun, Tracker
 from tasks.workspace import Workspace
-
-PHASES = ("ingest", "format", "split", "baseline", "finetune", "evaluate", "quantize", "deploy")
 
 
 class StopHere(Exception):

@@ -6,6 +6,9 @@ from typing import Literal, Protocol
 from core.config import Frozen
 from gates.verdict import Verdict
 
+PHASES = ("ingest", "format", "split", "baseline", "finetune", "evaluate", "quantize", "deploy")
+"""The eight phases, in order."""
+
 GateStatus = Literal["passed", "blocked", "waived"]
 PhaseState = Literal["done", "reused", "failed"]
 

@@ -25,7 +25,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from pydantic import BaseModel, ValidationError
 
-from core.artifacts import PhaseResult, fingerprint, path_digest, source_digest, write_json
+from core.artifacts import PhaseResult, fingerprint, is_unchanged, path_digest, source_digest, write_json
 from core.config import Frozen
 from core.errors import ResourceError
 from tasks.context import RunContext, current
@@ -68,7 +68,7 @@ def phase(
     """Make a Prefect task of ``body(context, key, *inputs)``.
 
     Args:
-        name: Phase name, one of ``tasks.context.PHASES``.
+        name: Phase name, one of ``tasks.events.PHASES``.
         result: The concrete ``PhaseResult`` the body returns.
         reads: Packages and modules whose source belongs to the phase's key.
         engines: Libraries whose version belongs to it.
@@ -113,13 +113,9 @@ def recall(context: RunContext, name: str, key: str) -> PhaseRecord | None:
         return None
     root = context.workspace.root
     intact = record.key == key and all(
-        _matches(root / path, digest) for path, digest in record.outputs.items()
+        is_unchanged(root / path, digest) for path, digest in record.outputs.items()
     )
     return record if intact else None
-
-
-def _matches(path: Path, digest: str) -> bool:
-    return path.exists() and path_digest(path) == digest
 
 
 def _reuse(context: RunContext, name: str, record: PhaseRecord, kind: type[Result]) -> Any:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from core.artifacts import Bundle, atomic_path, path_digest, write_json
+from core.artifacts import Bundle, atomic_path, is_unchanged, write_json
 from core.deployment.config import DeploymentConfig
 from core.deployment.reports import BundleReport
 from core.errors import ResourceError
@@ -73,7 +73,7 @@ def push(bundle: Path, repository: str) -> None:
 
 def place_bundle(candidate: Path, bundle: Path, digest: str) -> None:
     """Put a judged candidate in the place of the bundle, whole or not at all."""
-    if bundle.is_dir() and path_digest(bundle) == digest:
+    if is_unchanged(bundle, digest):
         return
     with atomic_path(bundle) as part:
         shutil.copytree(candidate, part, copy_function=link_or_copy)

@@ -20,8 +20,8 @@ from core.artifacts import file_digest, write_json
 from core.config import Frozen
 from gates.thresholds import GatesConfig
 from gates.verdict import GATE_NAMES, GateClosed
-from tasks.context import PHASES, RunContext, StopHere, running
-from tasks.events import Watcher
+from tasks.context import RunContext, StopHere, running
+from tasks.events import PHASES, Watcher
 from tasks.report.gather import Ending, Status, write_report
 from tasks.tracking import FLOW_RUN, Tracker
 from tasks.workspace import Workspace

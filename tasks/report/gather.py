@@ -11,8 +11,8 @@ from core.artifacts import read_jsonl, write_text
 from core.config import Frozen
 from core.evaluation.reports import EvalReport
 from gates.verdict import GATE_NAMES
-from tasks.context import PHASES, RunContext
-from tasks.events import GateRecord
+from tasks.context import RunContext
+from tasks.events import PHASES, GateRecord
 from tasks.report.page import AnswerRow, CheckView, CurvePoint, GateView, PhaseView, ReportData, render_report
 
 PACKAGES = ("torch", "transformers", "peft", "llama-cpp-python", "prefect", "mlflow")

@@ -8,7 +8,7 @@ from pathlib import Path
 import grimp
 import pytest
 
-from tasks.context import PHASES
+from tasks.events import PHASES
 
 ROOT = Path(__file__).parents[2]
 MODULES = {phase: f"tasks.{phase}" for phase in PHASES} | {"format": "tasks.format_records"}
