@@ -14,20 +14,47 @@ from core.artifacts import is_unchanged
 from core.errors import ConfigError
 from flows.config_file import load_config
 from flows.preflight import PreflightReport, preflight
+from flows.preflight.learning import Learning, learning
+from flows.preflight.learning_view import show_learning
+from flows.settings import apply
 from gates.verdict import GATE_NAMES
 from tasks.events import GateRecord
 
 
-def validate_run(path: Path, overrides: tuple[str, ...], *, as_json: bool) -> int:
-    """Check settings, data and hardware; what only this machine lacks is a warning."""
+def validate_run(path: Path, overrides: tuple[str, ...], *, as_json: bool, fast: bool = False) -> int:
+    """Check settings, data, hardware, and whether it would learn; what only this machine lacks is a warning.
+
+    Args:
+        path: The config file.
+        overrides: KEY=VALUE texts.
+        as_json: Print for machines.
+        fast: Leave out learning one batch by heart.
+    """
     config = load_config(path, overrides)
     report = preflight(config, path, Path("workspace") / config.name).for_any_machine()
+    looked = Learning(None, skipped="the errors above come first")
+    if not report.errors:
+        # Spinning threads of two libraries would steal the cores from each other.
+        apply({"OMP_WAIT_POLICY": "PASSIVE"})
+        looked = learning(config, path, fast=fast)
+        report = report.model_copy(update={"findings": (*report.findings, *looked.findings)})
     if as_json:
-        print(report.model_dump_json(indent=2))  # noqa: T201
+        seen = looked.report.model_dump(mode="json") if looked.report else None
+        print(json.dumps({**report.model_dump(mode="json"), "learning": seen}, indent=2))  # noqa: T201
     else:
         show_preflight(config.name, report)
+        show_looked(looked)
     report.raise_errors()
     return 0
+
+
+def show_looked(looked: Learning) -> None:
+    """Print what the look at the tokens found, or why there was none."""
+    console = Console(highlight=False)
+    if looked.report is not None:
+        show_learning(console, looked.report)
+    elif looked.skipped:
+        console.print(f"[dim]will it learn? not looked at: {escape(looked.skipped)}[/dim]")
 
 
 def show_preflight(name: str, report: PreflightReport) -> None:

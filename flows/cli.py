@@ -61,11 +61,16 @@ def run(
 
 
 @app.command()
-def validate(config: ConfigPath, override: Overrides = None, json_: Json = False) -> None:
-    """Check settings, data and hardware; train nothing."""
+def validate(
+    config: ConfigPath,
+    override: Overrides = None,
+    json_: Json = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Skip learning one batch by heart.")] = False,
+) -> None:
+    """Check settings, data and hardware, and whether the model would learn these rows."""
     from flows.checks import validate_run
 
-    raise typer.Exit(validate_run(config, tuple(override or ()), as_json=json_))
+    raise typer.Exit(validate_run(config, tuple(override or ()), as_json=json_, fast=fast))
 
 
 @app.command()

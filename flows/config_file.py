@@ -117,6 +117,8 @@ def _anchored(run: RunConfig, path: Path) -> RunConfig:
     """Make paths absolute that lead somewhere from the config's folder only."""
 
     def anchor(text: str) -> str:
+        if _is_elsewhere(text):
+            return text
         here, beside = resolve_path(text, None), resolve_path(text, path)
         return text if here == beside else str(beside)
 
@@ -126,7 +128,16 @@ def _anchored(run: RunConfig, path: Path) -> RunConfig:
     if dataset:
         validation = dataset.validation_path and anchor(dataset.validation_path)
         dataset = dataset.model_copy(update={"path": anchor(dataset.path), "validation_path": validation})
-    return run.model_copy(update={"sources": sources, "model": model, "dataset": dataset})
+    benchmarks = run.quality.contamination.model_copy(
+        update={"files": tuple(anchor(file) for file in run.quality.contamination.files)}
+    )
+    quality = run.quality.model_copy(update={"contamination": benchmarks})
+    return run.model_copy(update={"sources": sources, "model": model, "dataset": dataset, "quality": quality})
+
+
+def _is_elsewhere(text: str) -> bool:
+    """Tell an address or a hub dataset from a path."""
+    return "://" in text or text.startswith("hf:")
 
 
 # Reading

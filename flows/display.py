@@ -18,6 +18,8 @@ from tasks.events import GateRecord, PhaseState, Watcher
 
 MARKS = {"waiting": "·", "running": "▸", "done": "✓", "reused": "=", "failed": "✗"}
 COLOURS = {"waiting": "dim", "running": "cyan", "done": "green", "reused": "blue", "failed": "red"}
+PATIENCE = 0.5
+"""Seconds between two lines of progress for machines."""
 GATE_COLOURS = {"passed": "green", "blocked": "red", "waived": "yellow"}
 
 
@@ -31,6 +33,9 @@ class Silent:
         """Ignore it."""
 
     def advanced(self, phase: str, done: int, total: int, note: str) -> None:
+        """Ignore it."""
+
+    def noted(self, phase: str, note: str) -> None:
         """Ignore it."""
 
     def measured(self, phase: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -64,6 +69,7 @@ class JsonLines(Silent):
     def __init__(self, stream: TextIO) -> None:
         """Write to ``stream``."""
         self.stream = stream
+        self.told = time.monotonic()
 
     def emit(self, event: str, **fields: object) -> None:
         """Write one event."""
@@ -77,6 +83,13 @@ class JsonLines(Silent):
     def phase_finished(self, phase: str, state: PhaseState, seconds: float, note: str) -> None:
         """Report an end."""
         self.emit("phase", phase=phase, state=state, seconds=round(seconds, 3), note=note)
+
+    def advanced(self, phase: str, done: int, total: int, note: str) -> None:
+        """Report progress, twice a second at most."""
+        now = time.monotonic()
+        if now - self.told >= PATIENCE:
+            self.told = now
+            self.emit("progress", phase=phase, done=done, total=total, what=note)
 
     def measured(self, phase: str, step: int, metrics: Mapping[str, float]) -> None:
         """Report a training step."""
@@ -93,6 +106,7 @@ class _Row:
     def __init__(self) -> None:
         self.state, self.note, self.seconds = "waiting", "", 0.0
         self.done, self.total, self.began = 0, 0, 0.0
+        self.stage, self.stage_began, self.remark = "", 0.0, ""
 
     def clock(self) -> float:
         return time.monotonic() - self.began if self.state == "running" else self.seconds
@@ -124,8 +138,9 @@ class Screen(Silent):
         for phase, row in self.rows.items():
             colour = COLOURS[row.state]
             bar: RenderableType = Text("")
-            if row.state == "running" and row.total:
-                bar = ProgressBar(total=row.total, completed=row.done, width=24)
+            if row.state == "running" and row.done:
+                # Where nobody knows the end, the bar only moves.
+                bar = ProgressBar(total=row.total or None, completed=row.done, width=24, pulse=not row.total)
             clock = f"{row.clock():.1f} s" if row.state in ("running", "done", "failed") else ""
             grid.add_row(Text(MARKS[row.state], style=colour), Text(phase, style=colour), Text(clock, style="dim"), bar,
                          Text(self._note(row), overflow="ellipsis", no_wrap=True))  # fmt: skip
@@ -135,12 +150,14 @@ class Screen(Silent):
         return Group(grid)
 
     def _note(self, row: _Row) -> str:
-        if row.state != "running" or not row.total:
-            return row.note
-        spent = time.monotonic() - row.began
+        if row.state != "running" or not row.stage:
+            return " · ".join(text for text in (row.note, row.remark) if text)
+        if not row.total:
+            return f"{row.done:,} {row.stage}"
+        spent = time.monotonic() - row.stage_began
         eta = spent / row.done * (row.total - row.done) if row.done else 0.0
         left = f" · {eta:.0f} s left" if row.done else ""
-        return f"{row.done}/{row.total} {row.note}{left}"
+        return f"{row.done:,}/{row.total:,} {row.stage}{left}"
 
     def phase_started(self, phase: str) -> None:
         """Mark a phase as running."""
@@ -157,9 +174,15 @@ class Screen(Silent):
     def advanced(self, phase: str, done: int, total: int, note: str) -> None:
         """Move a phase's bar."""
         row = self.rows[phase]
-        if (done, total) == (0, 0) or done < row.done:
-            row.began = time.monotonic()
-        row.done, row.total, row.note = done, total, note
+        if total != row.total or done < row.done:
+            row.stage_began = time.monotonic()
+        row.done, row.total, row.stage = done, total, note
+
+    def noted(self, phase: str, note: str) -> None:
+        """Add a remark to a phase's line."""
+        row = self.rows[phase]
+        row.remark = note
+        self._plain(f"{phase}: {note}")
 
     def judged(self, record: GateRecord, verdict: Verdict) -> None:
         """Show a verdict under the phase it follows."""

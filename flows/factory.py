@@ -24,10 +24,13 @@ from tasks.finetune import finetune
 from tasks.format_records import format_records
 from tasks.gate import through, verdicts
 from tasks.ingest import ingest
+from tasks.learnable import Setup
 from tasks.quantize import quantize
 from tasks.release import release
 from tasks.session import Place, Purpose, session
 from tasks.split import split
+from tasks.uses import earlier_uses
+from tasks.will_learn import will_learn
 
 
 @flow(name="factory", flow_run_name="{name}", log_prints=False, validate_parameters=False)
@@ -45,6 +48,7 @@ def factory(name: str, run: RunConfig, place: Place) -> State:
         gates=run.gates,
         threads=run.deployment.threads or psutil.cpu_count(logical=False) or 1,
         max_file_mb=run.tracking.max_file_mb,
+        execution=run.executed,
     )
     try:
         with session(purpose, place, run, current_watcher()):
@@ -61,12 +65,14 @@ def chain(name: str, run: RunConfig) -> str:
     """Eight phases and the five gates between them; return the released version."""
     gates, data = run.gates, run.dataset or DatasetConfig()
     template = data.chat_template
-    corpus = ingest(run.training_sources, run.split.seed)
-    dataset = format_records(corpus.artifact, run.format)
+    corpus = ingest(run.training_sources, data.text_field)
+    dataset = format_records(corpus.artifact, run.format, run.quality, run.split.seed)
     splits = split(dataset.artifact, dataset.report, run.split, data.validation_path)
-    through(dataset_validated(splits.report, gates.dataset_validated))
+    used = earlier_uses(splits.report)
+    through(dataset_validated(corpus.report, dataset.report, splits.report, gates.dataset_validated, used))
 
     model = base_model(run.model.name)
+    will_learn(model, splits.artifact, Setup(run.model, run.lora, run.training, template))
     base = baseline(model, splits.artifact, run.evaluation, template)
     through(baseline_established(base.report, splits.report, gates.baseline_established))
 

@@ -139,11 +139,12 @@ def stores_of(settings: Settings) -> "Stores":
     from flows.servers import running
     from tasks.session import Stores
 
+    ledger = settings.home / "test-uses.jsonl"
     if settings.mlflow_tracking_uri:
-        return Stores(settings.mlflow_tracking_uri, None)
+        return Stores(settings.mlflow_tracking_uri, None, ledger)
     servers = running(settings)
     uri = servers.mlflow.url if servers and servers.mlflow else settings.mlflow_uri
-    return Stores(uri, settings.artifacts)
+    return Stores(uri, settings.artifacts, ledger)
 
 
 def conduct(request: Launch, config: RunConfig, place: "Place") -> Ending:

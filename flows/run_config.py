@@ -12,7 +12,14 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from core.config import Block
-from core.data.config import DatasetConfig, FormatConfig, SourceConfig, SplitConfig
+from core.data.config import (
+    DatasetConfig,
+    ExecutionConfig,
+    FormatConfig,
+    QualityConfig,
+    SourceConfig,
+    SplitConfig,
+)
 from core.deployment.config import DeploymentConfig
 from core.evaluation.config import EvaluationConfig
 from core.models.config import LINEAR_PROJECTIONS, LoraConfig, ModelConfig
@@ -64,6 +71,10 @@ class RunConfig(Block):
     """Where raw rows come from."""
     format: FormatConfig = Field(default=FormatConfig(), title="Formatting")
     """How raw rows become conversations."""
+    quality: QualityConfig = Field(default=QualityConfig(), title="Quality")
+    """What is looked for in the rows: personal data, benchmarks, languages."""
+    execution: ExecutionConfig = Field(default=ExecutionConfig(), title="Execution")
+    """Where the data phases compute."""
     split: SplitConfig = Field(default=SplitConfig(), title="Split")
     """How conversations are divided into train, val and test."""
     evaluation: EvaluationConfig = Field(default=EvaluationConfig(), title="Evaluation")
@@ -88,6 +99,14 @@ class RunConfig(Block):
         if self.sources or self.dataset is None:
             return self.sources
         return (SourceConfig(path=self.dataset.path),)
+
+    @property
+    def executed(self) -> ExecutionConfig:
+        """Where the data phases compute; locally dataset.num_proc counts where execution.workers is silent."""
+        given = self.execution
+        if given.workers is not None or given.engine != "local":
+            return given
+        return given.model_copy(update={"workers": (self.dataset or DatasetConfig()).num_proc})
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -1,31 +1,105 @@
 """May a model be trained and judged on these splits?"""
 
+from collections.abc import Iterator
 from itertools import chain
 
-from core.data.reports import Leakage, SplitReport
+from core.data.reports import FormatReport, IngestReport, Leakage, PiiReport, SplitReport
 from gates.evidence import whole
 from gates.thresholds import DatasetValidated
-from gates.verdict import Check, Verdict, at_least, at_most, differs, limit
+from gates.verdict import Check, Verdict, at_least, at_most, differs, equals, limit
 
 PAIRS = (("train", "val"), ("train", "test"), ("val", "test"))
+CONTACTS = frozenset({"email", "phone"})
+"""Personal data that a corpus may well hold on purpose; everything else found is a secret."""
 
 
-def dataset_validated(split: SplitReport | None, thresholds: DatasetValidated) -> Verdict:
-    """Judge the splits: enough rows, nothing shared, nothing twice, little thrown away.
+def dataset_validated(
+    ingest: IngestReport | None,
+    formatted: FormatReport | None,
+    split: SplitReport | None,
+    thresholds: DatasetValidated,
+    test_uses: int | None,
+) -> Verdict:
+    """Judge the data: enough rows, nothing shared, nothing twice, little thrown away, nothing secret.
 
     A model that has seen its test questions gets a score that says nothing, and no later
     gate can tell.
 
     Args:
-        split: What the split phase counted, or None if it left no report.
+        ingest: What was gathered, or None if the phase left no report.
+        formatted: What became of the rows, or None.
+        split: What the split phase counted, or None.
         thresholds: The limits.
+        test_uses: Runs that have judged a model on this test set before.
     """
+    gathered, has_gathered = whole("ingest", ingest, IngestReport)
+    usable, has_usable = whole("format", formatted, FormatReport)
     report, presence = whole("split", split, SplitReport)
-    checks = [presence]
+    checks = [has_gathered, has_usable, presence]
     if report is not None:
         checks += _amounts(report, thresholds)
         checks += chain.from_iterable(_pair(report, a, b, thresholds) for a, b in PAIRS)
+    if gathered is not None and usable is not None:
+        checks += _accounts(gathered, usable)
+        checks += _sources(gathered, usable, thresholds)
+        checks += _contents(usable, thresholds)
+    checks.append(limit(at_most("earlier runs on this test set", test_uses, thresholds.max_test_uses)))
     return Verdict.of("dataset-validated", checks)
+
+
+def _accounts(ingest: IngestReport, formatted: FormatReport) -> list[Check]:
+    gone = formatted.duplicates + formatted.near_duplicates + formatted.contaminated + formatted.mixed_out
+    total = formatted.kept + formatted.rejected + gone
+    counts = [ingest.rows, formatted.rows, formatted.kept, formatted.rejected, formatted.duplicates]
+    counts += [formatted.near_duplicates, formatted.contaminated, formatted.mixed_out]
+    counts += formatted.kept_by_source.values()
+    return [
+        at_least("smallest row count", min(counts), 0, "a negative count is not a count"),
+        equals("rows formatted", formatted.rows, ingest.rows, "against rows gathered"),
+        equals("rows accounted for", total, formatted.rows, "kept, rejected, duplicate, or left out"),
+    ]
+
+
+def _sources(ingest: IngestReport, formatted: FormatReport, thresholds: DatasetValidated) -> Iterator[Check]:
+    total = sum(formatted.kept_by_source.values())
+    yield equals("rows kept from sources", total, formatted.kept)
+    for source in ingest.sources:
+        kept = formatted.kept_by_source.get(source.path)
+        yield at_least(f"rows kept from {source.path}", kept, 1)
+        if ingest.is_weighted:
+            share = kept / total if kept is not None and total else None
+            off = None if share is None else abs(share - source.wanted)
+            detail = "" if share is None else f"{share:.3f} of the mix, asked for {source.wanted:.3f}"
+            yield limit(at_most(f"share of {source.path} off by", off, thresholds.mix_tolerance, detail))
+
+
+def _contents(formatted: FormatReport, thresholds: DatasetValidated) -> Iterator[Check]:
+    quality = formatted.quality
+    if quality is None:
+        yield equals("quality report", "missing", "complete")
+        return
+    yield from _personal(quality.pii, formatted, thresholds)
+    if quality.contamination is not None:
+        left = quality.contamination.rows - quality.contamination.removed
+        detail = (
+            f"of {quality.contamination.items} benchmark items, {quality.contamination.removed} rows removed"
+        )
+        yield limit(at_most("rows shared with benchmarks", left, thresholds.max_contaminated, detail))
+
+
+def _personal(pii: PiiReport, formatted: FormatReport, thresholds: DatasetValidated) -> Iterator[Check]:
+    if not pii.looked:
+        # Whoever switched the scan off has answered the question; the report says that nobody looked.
+        return
+    secrets = {kind: count for kind, count in pii.findings.items() if kind not in CONTACTS}
+    contacts = sum(count for kind, count in pii.findings.items() if kind in CONTACTS)
+    said = ", ".join(f"{kind} {count}" for kind, count in pii.findings.items()) or "none found"
+    if pii.redacted:
+        said += "; all redacted"
+    found = 0 if pii.redacted else sum(secrets.values())
+    share = 0.0 if pii.redacted else contacts / max(formatted.rows, 1)
+    yield limit(at_most("secrets and identity numbers", found, thresholds.max_secrets, said))
+    yield limit(at_most("contact details per row", share, thresholds.max_contacts, said))
 
 
 def _amounts(report: SplitReport, thresholds: DatasetValidated) -> list[Check]:
@@ -65,9 +139,21 @@ def _pair(report: SplitReport, first: str, second: str, thresholds: DatasetValid
     )
     return [
         limit(at_most(f"{name} shared questions", questions, thresholds.max_leaked, detail)),
+        *_near(name, shared, report, thresholds),
         limit(at_most(f"{name} shared groups", shared.groups if shared else None, thresholds.max_leaked)),
         differs(f"{name} files", report.digests.get(first), report.digests.get(second)),
     ]
+
+
+def _near(
+    name: str, shared: Leakage | None, report: SplitReport, thresholds: DatasetValidated
+) -> list[Check]:
+    if report.near_threshold is None:
+        # Nobody asked for the comparison: split.near_threshold is null.
+        return []
+    detail = f"at least {report.near_threshold:.0%} of their word sequences in common"
+    near = shared.near if shared else None
+    return [limit(at_most(f"{name} nearly equal questions", near, thresholds.max_near_leaked, detail))]
 
 
 def _counts(report: SplitReport) -> list[int]:
@@ -75,5 +161,5 @@ def _counts(report: SplitReport) -> list[int]:
     return [report.train, report.val, report.test, report.duplicates, report.removed, *leaks]
 
 
-def _leaks(shared: Leakage) -> tuple[int, int, int]:
-    return shared.exact, shared.normalised, shared.groups
+def _leaks(shared: Leakage) -> tuple[int, int, int, int]:
+    return shared.exact, shared.normalised, shared.groups, shared.near or 0

@@ -17,12 +17,24 @@ class DatasetValidated(Block):
     """Fewest rows in the test split."""
     max_leaked: int = Field(default=0, ge=0)
     """Most questions, and most groups, that any two splits may share."""
+    max_near_leaked: int = Field(default=0, ge=0)
+    """Most questions of a split that may be nearly equal to one of another split."""
     max_duplicates: int = Field(default=0, ge=0)
     """Most rows that may equal another row of their split."""
     ratio_tolerance: float = Field(default=0.05, ge=0, le=1)
     """How far a split's share of the rows may be from the share asked for."""
     max_rejected: float | None = Field(default=None, ge=0, le=1)
     """Largest share of unusable raw rows; null uses the format phase's budget."""
+    mix_tolerance: float = Field(default=0.02, ge=0, le=1)
+    """How far a weighted source's share of the kept rows may be from its weight."""
+    max_secrets: int = Field(default=0, ge=0)
+    """Most keys, passwords, card, account and identity numbers left in the rows."""
+    max_contacts: float = Field(default=0.05, ge=0)
+    """Most e-mail addresses and phone numbers left in the rows, per row."""
+    max_contaminated: int = Field(default=0, ge=0)
+    """Most rows that share a passage with a benchmark."""
+    max_test_uses: int = Field(default=100, ge=0)
+    """Most earlier runs judged on this very test set; the more, the less its scores mean."""
 
 
 class BaselineEstablished(Block):

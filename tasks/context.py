@@ -1,6 +1,7 @@
 """What every phase of one run shares: workspace, tracker, watcher."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -8,6 +9,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from core.data.config import ExecutionConfig
+from core.data.workers import Workers, open_workers
 from gates.thresholds import GatesConfig
 from tasks.events import PHASES, GateRecord, PhaseState, Watcher
 from tasks.tracking import PhaseRun, Tracker
@@ -35,6 +38,10 @@ class RunContext:
     """Last phase to run."""
     threads: int = 1
     """Threads of llama.cpp; spinning threads slow each other down on a shared machine."""
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    """Where the data phases compute."""
+    test_uses: Path | None = None
+    """Ledger of every use of a test set; None keeps none."""
     phase_run: PhaseRun | None = None
     """The tracked run of the phase at work."""
     reports: dict[str, BaseModel] = field(default_factory=dict)
@@ -48,6 +55,17 @@ class RunContext:
     def must_rerun(self, phase: str) -> bool:
         """Tell whether --from asks for this phase anew."""
         return self.rerun_from is not None and PHASES.index(phase) >= PHASES.index(self.rerun_from)
+
+    @contextmanager
+    def workers(self) -> Iterator[Workers]:
+        """Open the processes, of this machine or of a cluster, that a data phase computes in."""
+        chosen = self.execution
+        with open_workers(chosen.engine, chosen.workers, chosen.address) as workers:
+            yield workers
+
+    def advanced(self, phase: str) -> Callable[[int, int, str], None]:
+        """Return the function that tells how far a phase is."""
+        return functools.partial(self.watcher.advanced, phase)
 
     def require_in_range(self, phase: str) -> None:
         """Stop before a phase that lies beyond --until.

@@ -44,6 +44,10 @@ class Watcher(Protocol):
         """A phase got further."""
         ...
 
+    def noted(self, phase: str, note: str) -> None:
+        """Something is to be said beside a phase that has ended."""
+        ...
+
     def measured(self, phase: str, step: int, metrics: Mapping[str, float]) -> None:
         """Training logged a step."""
         ...

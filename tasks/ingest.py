@@ -15,29 +15,30 @@ class Ingested(PhaseResult[Corpus, IngestReport]):
     """The corpus and what was gathered."""
 
 
-READS = (
-    "core.data.decoding",
-    "core.data.ingest",
-    "core.data.readers",
-    "core.data.shares",
-    "core.data.sources",
-    "core.data.strict_json",
-)
+READS = ("core.data.ingest", "core.data.parts", "core.data.readers", "core.data.rows", "core.data.sources")
 
 
 @phase("ingest", Ingested, reads=READS)
 def _ingest(
-    context: RunContext, key: str, sources: Any, contents: list[tuple[str, str]], seed: int
+    context: RunContext, key: str, sources: Any, contents: list[tuple[str, str]], text_field: str
 ) -> Outcome:
     target = context.workspace.corpus
-    report = gather(sources, target, base=context.base, seed=seed)
+    report = gather(
+        sources,
+        target,
+        base=context.base,
+        cache=context.workspace.downloads,
+        text_field=text_field,
+        advanced=context.advanced("ingest"),
+    )
     files = sum(source.files for source in report.sources)
     note = f"{report.rows:,} rows from {files} files"
     return Outcome(Ingested(artifact=Corpus.of(target), report=report), (target,), note)
 
 
-def ingest(sources: tuple[SourceConfig, ...], seed: int) -> Ingested:
+def ingest(sources: tuple[SourceConfig, ...], text_field: str) -> Ingested:
     """Gather rows; a changed file changes the phase's key through its digest."""
-    contents = source_digests(sources, current().base)
-    result: Ingested = _ingest(sources, contents, seed)
+    run = current()
+    contents = source_digests(sources, run.base, cache=run.workspace.downloads)
+    result: Ingested = _ingest(sources, contents, text_field)
     return result

@@ -45,8 +45,9 @@ def measure(
     from core.models.loading import load_folder
 
     splits.verified()
+    tested = file_digest(splits.test)
     if context.phase_run:
-        context.phase_run.dataset(splits.test, file_digest(splits.test), "evaluation")
+        context.phase_run.dataset(splits.test, tested, "evaluation")
     model = load_folder(folder)
     result = evaluate(
         TorchResponder(model, chat_tokenizer(folder, template), config.batch_size),

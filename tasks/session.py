@@ -18,6 +18,7 @@ from prefect.states import Crashed
 
 from core.artifacts import file_digest, write_json
 from core.config import Frozen
+from core.data.config import ExecutionConfig
 from gates.thresholds import GatesConfig
 from gates.verdict import GATE_NAMES, GateClosed
 from tasks.context import RunContext, StopHere, running
@@ -50,6 +51,8 @@ class Stores(NamedTuple):
     """MLflow server or database."""
     artifacts: Path | None
     """Where a local MLflow store keeps files; None leaves it to the server."""
+    test_uses: Path
+    """Ledger of every use of a test set, shared by all workspaces of this home."""
 
 
 _stores: ContextVar[Stores] = ContextVar("stores")
@@ -73,6 +76,7 @@ class Purpose(Frozen):
     gates: GatesConfig
     threads: int
     max_file_mb: int
+    execution: ExecutionConfig
 
 
 @contextmanager
@@ -103,6 +107,8 @@ def session(purpose: Purpose, place: Place, settings: Frozen, watcher: Watcher) 
             rerun_from=place.rerun_from,
             until=place.until,
             threads=purpose.threads,
+            execution=purpose.execution,
+            test_uses=stores.test_uses,
         )
         with running(context), _told(context, settings):
             yield context

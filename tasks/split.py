@@ -9,12 +9,20 @@ from core.data.ingest import ingest
 from core.data.reports import FormatReport, SplitReport
 from core.data.sources import source_digests
 from core.data.split import split as divide
+from core.data.workers import Workers
 from tasks.context import RunContext, current
 from tasks.format_records import READS as FORMAT
 from tasks.ingest import READS as INGEST
 from tasks.phase import Outcome, phase
 
-READS = ("core.data.split", "core.data.dedup", "core.data.leakage", "core.data.records", "core.data.shares")
+READS = (
+    "core.data.split",
+    "core.data.dedup",
+    "core.data.fields",
+    "core.data.leakage",
+    "core.data.records",
+    "core.data.shares",
+)
 
 
 class Divided(PhaseResult[Splits, SplitReport]):
@@ -32,8 +40,17 @@ def _split(
     contents: list[tuple[str, str]],
 ) -> Outcome:
     target = context.workspace.splits
-    validation = prepare_given(context, given, config.seed) if given else None
-    report = divide(dataset.verified(), target, config, validation=validation, formatted=formatted)
+    with context.workers() as workers:
+        validation = prepare_given(context, given, workers) if given else None
+        report = divide(
+            dataset.verified(),
+            target,
+            config,
+            workers=workers,
+            validation=validation,
+            formatted=formatted,
+            advanced=context.advanced("split"),
+        )
     note = f"train {report.train:,} · val {report.val:,} · test {report.test:,}"
     return Outcome(Divided(artifact=Splits.of(target), report=report), (target,), note)
 
@@ -43,15 +60,16 @@ def split(
 ) -> Divided:
     """Divide, then measure leakage from the written files; a given validation file becomes ``val``."""
     given = SourceConfig(path=validation_path) if validation_path else None
-    contents = source_digests([given], current().base) if given else []
+    run = current()
+    contents = source_digests([given], run.base, cache=run.workspace.downloads) if given else []
     result: Divided = _split(dataset, formatted, config, given, contents)
     return result
 
 
-def prepare_given(context: RunContext, source: SourceConfig, seed: int) -> Path:
+def prepare_given(context: RunContext, source: SourceConfig, workers: Workers) -> Path:
     """Turn the rows of a given validation file into conversations, by the same rules as the rest."""
     folder = context.workspace.private / "validation"
-    corpus, dataset = folder / "corpus.jsonl", folder / "dataset.jsonl"
-    ingest([source], corpus, base=context.base, seed=seed)
-    format_records(corpus, dataset, folder / "rejected.jsonl", FormatConfig())
+    corpus, dataset = folder / "corpus.parquet", folder / "dataset.parquet"
+    ingest([source], corpus, base=context.base, cache=context.workspace.downloads)
+    format_records(corpus, dataset, folder / "rejected.jsonl", FormatConfig(), workers=workers)
     return dataset

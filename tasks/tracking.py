@@ -8,11 +8,10 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import psutil
 from mlflow import MlflowClient
@@ -20,7 +19,14 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from pydantic import BaseModel
 
+from tasks.addresses import without_credentials, without_secrets
+from tasks.data_inputs import DataInput, columns_of
+
 PARAM_BATCH = 100
+LONGEST_NAME = 200
+"""MLflow takes 250 characters of a metric's name."""
+MOST_KEYS = 50
+"""A mapping of more entries, such as rows by file, is in the report's JSON; as metrics it would bury the rest."""
 METRIC_BATCH = 500
 FLOW_RUN = "prefect.flow_run"
 VIEW_TAG = "mlflow.sharedViewState.gates"
@@ -43,23 +49,23 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def numbers(report: BaseModel, prefix: str) -> dict[str, float]:
-    """Pick the finite scalar numbers of a report, under MLflow-safe names."""
-    found = {}
-    for key, value in flatten(report, prefix).items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            continue
-        found[_safe(key)] = float(value)
-    return found
+    """Pick the finite scalar numbers of a report, under MLflow-safe names; wide mappings stay out."""
+    return dict(_numbers(without_secrets(report.model_dump(mode="json")), prefix))
+
+
+def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict):
+        for key, inner in value.items() if len(value) <= MOST_KEYS else ():
+            # A slash would make MLflow file "train/test" under "train".
+            yield from _numbers(inner, f"{name}.{str(key).replace('/', '_')}")
+    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        yield _safe(name), float(value)
 
 
 def _safe(key: str) -> str:
-    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in key)
-
-
-def without_credentials(url: str) -> str:
-    """Take user and password out of an address that people and pages will see."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    """Return a name MLflow takes: it refuses some characters, and names that would be odd paths."""
+    plain = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in key)[:LONGEST_NAME]
+    return "/".join(part for part in plain.split("/") if part.strip(".")).lstrip(".") or "_"
 
 
 class PhaseRun:
@@ -73,7 +79,9 @@ class PhaseRun:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Buffer one step's metrics; single writes cost 20 ms each, batches almost nothing."""
         now = _now()
-        self._pending += [Metric(k, float(v), now, step) for k, v in metrics.items() if math.isfinite(v)]
+        self._pending += [
+            Metric(_safe(k), float(v), now, step) for k, v in metrics.items() if math.isfinite(v)
+        ]
         if len(self._pending) >= METRIC_BATCH:
             self.flush()
 
@@ -87,7 +95,8 @@ class PhaseRun:
         """Log a phase's report: its numbers as metrics, all of it as JSON."""
         self.log(0, numbers(report, phase))
         self.flush()
-        self.client.log_dict(self.run_id, report.model_dump(mode="json"), f"{phase}-report.json")
+        content = without_secrets(report.model_dump(mode="json"))
+        self.client.log_dict(self.run_id, content, f"{phase}-report.json")
 
     def params(self, values: BaseModel | dict[str, Any], prefix: str) -> None:
         """Log settings."""
@@ -110,20 +119,43 @@ class PhaseRun:
             columns = {key: [row.get(key) for row in rows] for key in rows[0]}
             self.client.log_table(self.run_id, columns, f"{name}.json")
 
-    def dataset(self, path: Path, digest: str, context: str) -> None:
-        """Log a data file as the run's input."""
+    def page(self, html: str, name: str) -> None:
+        """Log a self-contained page, which MLflow shows as it is."""
+        self.client.log_text(self.run_id, html, f"{name}.html")
+
+    def dataset(self, path: Path, digest: str, context: str, rows: int | None = None) -> None:
+        """Log a data file of ours as the run's input."""
+        data = DataInput(path.name, digest, str(path), rows, columns_of(path))
+        self.datasets([data], context)
+
+    def datasets(self, data: Sequence[DataInput], context: str) -> None:
+        """Log what the run reads: where it lies, its digest, rows and columns.
+
+        Args:
+            data: The inputs.
+            context: What they are read for, such as training or evaluation.
+        """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        # MLflow keeps 36 characters of a digest.
-        entity = Dataset(name=path.name, digest=digest.removeprefix("sha256:")[:36], source_type="local",
-                         source=f'{{"uri": "{path.as_uri()}"}}')  # fmt: skip
-        self.client.log_inputs(
-            self.run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", context)])]
-        )
+        tags = [InputTag("mlflow.data.context", context)]
+        entities = [
+            Dataset(
+                name=one.name[:LONGEST_NAME],
+                # MLflow keeps 36 characters of a digest, and insists on one.
+                digest=one.digest.removeprefix("sha256:")[:36] or "unknown",
+                source_type=one.source_type,
+                source=one.source_json,
+                schema=one.schema_json,
+                profile=one.profile_json,
+            )
+            for one in data
+        ]
+        if entities:
+            self.client.log_inputs(self.run_id, datasets=[DatasetInput(entity, tags) for entity in entities])
 
 
 def _log_params(client: MlflowClient, run_id: str, values: dict[str, Any]) -> None:
-    params = [Param(_safe(k), str(v)[:6000]) for k, v in values.items()]
+    params = [Param(_safe(k), str(v)[:6000]) for k, v in without_secrets(values).items()]
     for first in range(0, len(params), PARAM_BATCH):
         client.log_batch(run_id, params=params[first : first + PARAM_BATCH])
 

@@ -18,9 +18,11 @@ class Workspace:
         """Take the folder; nothing is created yet."""
         self.root = root.resolve()
         self.private = self.root / ".factory"
-        self.corpus = self.root / "data/corpus.jsonl"
-        self.dataset = self.root / "data/dataset.jsonl"
+        self.corpus = self.root / "data/corpus.parquet"
+        self.dataset = self.root / "data/dataset.parquet"
+        self.downloads = self.private / "downloads"
         self.rejected = self.root / "data/rejected.jsonl"
+        self.learning = self.root / "data/will-it-learn.json"
         self.splits = self.root / "data/splits"
         self.metrics = self.root / "metrics"
         self.gates = self.root / "gates"

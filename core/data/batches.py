@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 class Truncated(NamedTuple):
     """Examples that fit, and what it cost."""
 
-    examples: list[Encoded]
+    examples: Sequence[Encoded]
     shortened: int
     """Kept examples that lost their tail."""
     dropped: int

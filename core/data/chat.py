@@ -5,12 +5,22 @@ which token ends it, is found by rendering prefixes of the conversation with the
 """
 
 import itertools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
 
 from core.data.records import Conversation, Message
+from core.data.tool_turns import (
+    ONE_CALL,
+    SEVERAL_CALLS,
+    WORDS_AND_CALL,
+    flattened,
+    needs,
+    probe,
+    probe_texts,
+    wire,
+)
 from core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -19,6 +29,8 @@ if TYPE_CHECKING:
 IGNORE_INDEX = -100
 """Label of a token that is not trained."""
 
+# What Jinja and the Python values inside a template raise when it is asked for what it does not know.
+_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 _SYSTEM, _QUESTION, _ANSWER = "Probe system text.", "Probe question?", "Probe answer."
 
 
@@ -42,15 +54,24 @@ class _Turn(NamedTuple):
     """Character after the end-of-turn token."""
 
 
+class _Draft(NamedTuple):
+    """An example before it is tokenised."""
+
+    text: str
+    cuts: list[int]
+    """Characters at which an answer starts, ends, the next one starts, and so on."""
+
+
 class ChatTokenizer:
     """A tokenizer that speaks one chat template.
 
     Every sequence starts with exactly one BOS token if the tokenizer has one, whether the
-    template, the tokenizer, both or neither add it.
+    template, the tokenizer, both or neither add it. Tool turns are written by the template where it
+    can, else as text between ``<tool_call>`` and ``<tool_response>`` marks.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", template: str) -> None:
-        """Find out by rendering how the template treats system turns and ends an answer.
+        """Find out by rendering how the template treats system and tool turns and ends an answer.
 
         Args:
             tokenizer: A Hugging Face fast tokenizer.
@@ -63,11 +84,19 @@ class ChatTokenizer:
         self.template = template
         self.folds_system = not self._takes_system()
         self._suffix, self._eot = self._derive_end_of_turn()
+        self._eot_id = int(tokenizer.convert_tokens_to_ids(self._eot))
+        known = (ONE_CALL, SEVERAL_CALLS, WORDS_AND_CALL)
+        self._writes = frozenset(need for need in known if self._can_write(need))
+
+    @property
+    def writes_tools(self) -> bool:
+        """Whether the template has words of its own for tool calls and their answers."""
+        return ONE_CALL in self._writes
 
     @property
     def end_of_turn_ids(self) -> tuple[int, ...]:
         """Ids that end an assistant turn: what generation stops at."""
-        return (self._ids_without_bos(self._eot)[-1],)
+        return (self._eot_id,)
 
     @property
     def serving_template(self) -> str:
@@ -93,7 +122,8 @@ class ChatTokenizer:
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         """Return the text of a conversation as the template writes it.
 
-        Where the template refuses or drops system turns, the system text opens the first user turn.
+        Where the template refuses or drops system turns, the system text opens the first user turn;
+        where it does so with tool turns, they become text.
 
         Args:
             messages: The turns.
@@ -102,9 +132,22 @@ class ChatTokenizer:
         Raises:
             ModelError: If the template refuses the conversation.
         """
-        turns = _folded(messages) if self.folds_system else list(messages)
+        return self._write(self._spoken(messages), add_generation_prompt)
+
+    def template_messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Return exactly what the template is given, so that another runtime can render the same prompt.
+
+        Args:
+            messages: The turns, without the answer that is asked for.
+
+        Returns:
+            Turns in the shape of Hugging Face and OpenAI.
+        """
+        return wire(self._fitting(self._spoken(messages)))
+
+    def _write(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         try:
-            return self._apply(turns, add_generation_prompt)
+            return self._apply(self._fitting(messages), add_generation_prompt)
         except TemplateError as error:
             raise ModelError(
                 f"the chat template refuses a conversation: {error}",
@@ -121,29 +164,58 @@ class ChatTokenizer:
         Returns:
             Token ids, [s].
         """
-        asked = messages[:-1] if messages and messages[-1].role == "assistant" else messages
-        return self._ids(self.render(asked, add_generation_prompt=True))
+        turns = self._spoken(messages)
+        asked = turns[:-1] if turns and turns[-1].role == "assistant" else turns
+        return self._ids(self._write(asked, add_generation_prompt=True))
 
     def encode(self, conversation: Conversation) -> list[Encoded]:
-        """Return the training examples of a conversation.
+        """Return the training examples of a conversation; see ``encode_all``."""
+        return self.encode_all([conversation])[0]
 
-        Trained are the assistant's words and the token that ends its turn, nothing else. If the
+    def encode_all(self, conversations: Iterable[Conversation]) -> list[list[Encoded]]:
+        """Return the training examples of each conversation, tokenised together, which is faster.
+
+        Trained are the assistant's words and calls and the token that ends its turn, nothing else. If the
         template writes earlier turns differently once later ones follow (Qwen3 drops their thinking),
         there is one example per assistant turn with the history it would see; otherwise one in all.
 
         Raises:
             ModelError: If the template's answers do not continue its own generation prompt.
         """
-        messages = conversation.messages
+        drafts = [self._drafts(conversation) for conversation in conversations]
+        texts = {text for group in drafts for draft in group for text in (draft.text, *_prompts(draft))}
+        ids = dict(zip(texts, map(self._with_bos, self._tokenise(list(texts))), strict=True))
+        return [[self._labelled(draft, ids) for draft in group] for group in drafts]
+
+    def encode_documents(self, texts: Sequence[str], max_length: int) -> list[list[Encoded]]:
+        """Return the training examples of plain texts: BOS, the text, EOS, all of it trained.
+
+        A long text is cut into windows. Each starts with the last token of the one before, which it only
+        reads, for the first token of an example cannot be predicted: so every token is trained exactly once.
+
+        Args:
+            texts: Plain texts.
+            max_length: Most tokens of an example, at least 2.
+        """
+        end = self.tokenizer.eos_token_id
+        closing = [end] if isinstance(end, int) else []
+        return [_windows(self._with_bos(ids) + closing, max_length) for ids in self._tokenise(texts)]
+
+    def encode_document(self, text: str, max_length: int) -> list[Encoded]:
+        """Return the training examples of one plain text; see ``encode_documents``."""
+        return self.encode_documents([text], max_length)[0]
+
+    def _drafts(self, conversation: Conversation) -> list[_Draft]:
+        messages = self._spoken(conversation.messages)
         turns = [self._turn(messages[: i + 1]) for i, turn in enumerate(messages) if turn.role == "assistant"]
         text = turns[-1].text
         if all(text.startswith(turn.text) for turn in turns):
-            return [self._labelled(text, [(turn.start, turn.end) for turn in turns])]
-        return [self._labelled(turn.text, [(turn.start, turn.end)]) for turn in turns]
+            return [_Draft(text, [cut for turn in turns for cut in (turn.start, turn.end)])]
+        return [_Draft(turn.text, [turn.start, turn.end]) for turn in turns]
 
     def _turn(self, messages: Sequence[Message]) -> _Turn:
-        prompt = self.render(messages[:-1], add_generation_prompt=True)
-        text = self.render(messages)
+        prompt = self._write(messages[:-1], add_generation_prompt=True)
+        text = self._write(messages)
         if not text.startswith(prompt) or not text.endswith(self._suffix):
             raise ModelError(
                 "the chat template writes an answer in a way that generation could never produce",
@@ -154,19 +226,29 @@ class ChatTokenizer:
             text, len(prompt), len(text) - len(self._suffix) + self._suffix.index(self._eot) + len(self._eot)
         )
 
-    def _labelled(self, text: str, spans: Sequence[tuple[int, int]]) -> Encoded:
+    def _labelled(self, draft: _Draft, known: Mapping[str, list[int]]) -> Encoded:
         # Spans are located by tokenising prefixes, not by offsets: those are empty for trimmed
         # spaces and equal for the several tokens of one character.
-        cuts = [place for span in spans for place in span]
-        ids = self._ids(text)
-        heads = [self._ids(text[:cut]) for cut in cuts]
+        ids, heads = known[draft.text], [known[prompt] for prompt in _prompts(draft)]
+        ends = self._ends(draft, ids)
+        if ends and all(ids[: len(head)] == head for head in heads):
+            return _masked(ids, [len(head) for head in heads], ends)
+        heads = [self._ids(draft.text[:cut]) for cut in draft.cuts]
         if any(ids[: len(head)] != head for head in heads):
-            ids, heads = self._cut_tokens(text, cuts, ids)
+            ids, heads = self._cut_tokens(draft.text, draft.cuts, ids)
         borders = [_common(ids, head) for head in heads]
-        labels = [IGNORE_INDEX] * len(ids)
-        for start, end in zip(borders[::2], borders[1::2], strict=True):
-            labels[start:end] = ids[start:end]
-        return Encoded(ids, labels)
+        return _masked(ids, borders[::2], borders[1::2])
+
+    def _ends(self, draft: _Draft, ids: list[int]) -> list[int]:
+        """Return where each answer ends among the tokens; nothing if they do not tell.
+
+        The end-of-turn text is one token wherever it stands, so that counting it saves tokenising once
+        more all that comes before it.
+        """
+        places = [place for place, token in enumerate(ids) if token == self._eot_id]
+        if len(places) != draft.text.count(self._eot):
+            return []
+        return [places[draft.text.count(self._eot, 0, cut) - 1] + 1 for cut in draft.cuts[1::2]]
 
     def _cut_tokens(self, text: str, cuts: list[int], whole: list[int]) -> tuple[list[int], list[list[int]]]:
         # A token reaches across the border of an answer. Generation starts from the prompt's own
@@ -181,7 +263,9 @@ class ChatTokenizer:
         return whole, [self._ids(text[:cut]) for cut in cuts]
 
     def _ids(self, text: str) -> list[int]:
-        ids = self._ids_without_bos(text)
+        return self._with_bos(self._ids_without_bos(text))
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
         bos = self.tokenizer.bos_token_id
         if bos is None:
             return ids
@@ -189,16 +273,41 @@ class ChatTokenizer:
         return [bos, *ids[first:]]
 
     def _ids_without_bos(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return self._tokenise([text])[0]
+
+    def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of texts, without added special tokens; as a call of the tokenizer, but on all cores."""
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = self.tokenizer.split_special_tokens
+        return [item.ids for item in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def _spoken(self, messages: Sequence[Message]) -> list[Message]:
+        return list(messages) if needs(messages) <= self._writes else flattened(messages)
+
+    def _fitting(self, messages: Sequence[Message]) -> list[Message]:
+        return _folded(messages) if self.folds_system else list(messages)
 
     def _apply(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         text = self.tokenizer.apply_chat_template(
-            [{"role": turn.role, "content": turn.content} for turn in messages],
+            wire(messages),
             chat_template=self.template,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
         )
         return str(text)
+
+    def _can_write(self, need: str) -> bool:
+        """Tell whether the template writes a kind of tool turn, loses nothing, and ends it as any answer."""
+        messages = probe(need)
+        try:
+            turns = [
+                self._turn(messages[: i + 1]) for i, turn in enumerate(messages) if turn.role == "assistant"
+            ]
+        except (ModelError, *_REFUSALS):
+            return False
+        return all(turns[-1].text.count(text) >= times for text, times in probe_texts(need).items())
 
     def _takes_system(self) -> bool:
         # Some templates raise on a system turn, others drop it once an answer follows.
@@ -212,7 +321,7 @@ class ChatTokenizer:
 
     def _derive_end_of_turn(self) -> tuple[str, str]:
         turns = [Message(role="user", content=_QUESTION), Message(role="assistant", content=_ANSWER)]
-        _, found, suffix = self.render(turns).rpartition(_ANSWER)
+        _, found, suffix = self._write(turns).rpartition(_ANSWER)
         known = {str(token) for token in self.tokenizer.added_tokens_decoder.values()}
         ends = [token for token in known | set(self.tokenizer.all_special_tokens) if token in suffix]
         if not found or not ends:
@@ -233,5 +342,25 @@ def _folded(messages: Sequence[Message]) -> list[Message]:
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    if left[: len(right)] == right:
+        return len(right)
     pairs = enumerate(zip(left, right, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(left), len(right)))
+
+
+def _prompts(draft: _Draft) -> list[str]:
+    return [draft.text[:cut] for cut in draft.cuts[::2]]
+
+
+def _masked(ids: list[int], starts: Sequence[int], ends: Sequence[int]) -> Encoded:
+    labels = [IGNORE_INDEX] * len(ids)
+    for start, end in zip(starts, ends, strict=True):
+        labels[start:end] = ids[start:end]
+    return Encoded(list(ids), labels)
+
+
+def _windows(ids: list[int], max_length: int) -> list[Encoded]:
+    step = max(1, max_length - 1)
+    starts = range(0, max(1, len(ids) - 1), step)
+    windows = (ids[start : start + step + 1] for start in starts)
+    return [Encoded(window, [IGNORE_INDEX, *window[1:]]) for window in windows]

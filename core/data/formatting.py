@@ -1,143 +1,324 @@
-"""The format phase: raw rows in, conversations out, and an account of every row that was left behind."""
+"""The format phase: raw rows in, usable rows out, and an account of every row that was left behind."""
 
-import json
+import functools
+import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from core.artifacts import atomic_path, read_jsonl
-from core.data.config import FormatConfig
-from core.data.dedup import conversation_key
-from core.data.formats import ACCEPTED, UNKNOWN_SHAPE, Converted, Rejected, convert
-from core.data.records import ID_PATTERN, Conversation, to_row
-from core.data.reports import FormatReport
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from core.artifacts import atomic_path
+from core.data.config import FormatConfig, QualityConfig, RowFormat
+from core.data.converting import ConvertedPart, Rules, convert_part, wordings_of
+from core.data.dataset_file import DATASET
+from core.data.finishing import FinishedPart, FinishJob, finish_part
+from core.data.formats import ACCEPTED, UNKNOWN_SHAPE, describe
+from core.data.identities import unique_ids
+from core.data.ingest import Advanced, quiet
+from core.data.near import doubles, find_similar
+from core.data.near.shingles import I64
+from core.data.parts import PartWriter, notes_of, parts_of
+from core.data.quality import Findings, prepare
+from core.data.reports import FormatReport, QualityReport
+from core.data.shares import mix_sizes
+from core.data.workers import Workers
 from core.errors import DataError
 
-_EXCERPT = 200
+Mask = npt.NDArray[np.bool_]
+_EXAMPLES = 5
+_EXCERPT = 300
 
 
-def format_records(corpus: Path, target: Path, rejected: Path, config: FormatConfig) -> FormatReport:
-    """Turn a corpus into a dataset of conversations.
+class Decided(NamedTuple):
+    """Which usable rows stay, and why others do not."""
 
-    One row is kept of every group that is equal after normalisation. Rows that ask the same but
-    answer differently all stay; the split keeps them together.
+    kept: Mask
+    duplicates: int
+    near: dict[int, int]
+    """Rows dropped as near-duplicates, each with the kept row it resembles."""
+    contaminated: int
+    mixed_out: int
+
+
+def format_records(
+    corpus: Path,
+    target: Path,
+    rejected: Path,
+    config: FormatConfig,
+    quality: QualityConfig | None = None,
+    *,
+    workers: Workers,
+    benchmarks: Sequence[str] = (),
+    seed: int = 0,
+    advanced: Advanced = quiet,
+) -> FormatReport:
+    """Turn a corpus into a dataset.
+
+    One row is kept of every group that is equal, or nearly equal, after normalisation. Rows that ask the same but
+    answer differently all stay; the split keeps them together. If the sources' weights differ, the largest mix
+    with these shares is taken from what is left: no row is repeated, the source that is scarcest for its weight
+    gives all its rows, the others a random sample.
 
     Args:
         corpus: File written by ``ingest``.
-        target: The dataset: rows {"id", "conversations", "metadata", "origin"}.
+        target: The dataset, see ``dataset_file.DATASET``.
         rejected: Unusable rows with file, line, reason and an excerpt; written even when the phase fails.
-        config: How much may be unusable, and whether duplicates go.
+        config: How much may be unusable, and what becomes of duplicates.
+        quality: What is looked for in the rows.
+        workers: Where parts are worked on; the result does not depend on them.
+        benchmarks: Texts that training rows must not contain.
+        seed: Decides which rows a sample of a source holds.
+        advanced: Told how many parts are done.
 
     Raises:
-        DataError: If more rows than allowed are unusable, or none is usable.
+        DataError: If more rows than allowed are unusable, none is usable, or a source is too small for its weight.
     """
-    formatter = _Formatter(deduplicate=config.deduplicate)
-    with atomic_path(target) as good_part:
-        _sort_out(formatter, read_jsonl(corpus), good_part, rejected)
-        # The rejected rows are in place when this raises; the dataset is not.
-        formatter.judge(rejected, config.max_rejected)
-    return formatter.report(config.max_rejected)
+    quality = quality or QualityConfig()
+    with _scratch(target) as scratch:
+        prepared = prepare(quality, benchmarks)
+        rules = Rules(notes_of(corpus), config.normalise, prepared, scratch)
+        done = _convert(corpus, rules, workers, advanced)
+        _write_rejects(done, rejected)
+        _judge(done, rejected, config.max_rejected)
+        decided = _decide(done, rules, config, quality, workers, seed, advanced)
+        finished = _finish(done, decided, rules, workers, target, advanced)
+        return _report(done, decided, finished, rules, config)
 
 
-def _sort_out(
-    formatter: "_Formatter", corpus: Iterator[dict[str, Any]], good_part: Path, rejected: Path
-) -> None:
-    with (
-        atomic_path(rejected) as bad_part,
-        good_part.open("w", encoding="utf-8", newline="\n") as good,
-        bad_part.open("w", encoding="utf-8", newline="\n") as bad,
-    ):
-        for usable, row in formatter.sort_out(corpus):
-            (good if usable else bad).write(json.dumps(row, ensure_ascii=False) + "\n")
+@contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    # Beside the target, on a disk that has room, under a name that is swept after a kill.
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Formatter:
-    """Counts while it converts; one per run."""
+def _convert(corpus: Path, rules: Rules, workers: Workers, advanced: Advanced) -> list[ConvertedPart]:
+    parts, done = parts_of(corpus), []
+    for part in workers.map(functools.partial(convert_part, rules), parts):
+        done.append(part)
+        advanced(len(done), len(parts), "parts read")
+    return done
 
-    def __init__(self, *, deduplicate: bool) -> None:
-        self.deduplicate = deduplicate
-        self.rows = self.kept = self.duplicates = 0
-        self.reasons: Counter[str] = Counter()
-        self.formats: Counter[str] = Counter()
-        self.first_rejected: list[str] = []
-        self._seen: set[str] = set()
-        self._ids: set[str] = set()
 
-    def sort_out(self, corpus: Iterator[dict[str, Any]]) -> Iterator[tuple[bool, dict[str, Any]]]:
-        """Yield (True, dataset row) or (False, rejected row); duplicates yield nothing."""
-        for entry in corpus:
-            self.rows += 1
-            try:
-                converted = convert(entry["row"], entry["format"])
-            except Rejected as refusal:
-                yield False, self._reject(entry, str(refusal))
-                continue
-            kept = self._keep(entry, converted)
-            if kept is not None:
-                yield True, kept
+def _write_rejects(done: Sequence[ConvertedPart], rejected: Path) -> None:
+    with atomic_path(rejected) as part, part.open("wb") as out:
+        for piece in done:
+            out.write(piece.rejects.read_bytes())
 
-    def _reject(self, entry: dict[str, Any], reason: str) -> dict[str, Any]:
-        origin = entry["origin"]
-        self.reasons[reason] += 1
-        if len(self.first_rejected) < 3:
-            self.first_rejected.append(f"{origin['file']}:{origin['line']}: {reason}")
-        excerpt = json.dumps(entry["row"], ensure_ascii=False)[:_EXCERPT]
-        return {"file": origin["file"], "line": origin["line"], "reason": reason, "row": excerpt}
 
-    def _keep(self, entry: dict[str, Any], converted: Converted) -> dict[str, Any] | None:
-        key = conversation_key(converted.messages)
-        if self.deduplicate and key in self._seen:
-            self.duplicates += 1
-            return None
-        self._seen.add(key)
-        self.kept += 1
-        self.formats[converted.format] += 1
-        conversation = Conversation(
-            id=self._unique_id(entry["row"].get("id"), key),
-            messages=converted.messages,
-            metadata=converted.metadata,
+def _judge(done: Sequence[ConvertedPart], rejected: Path, limit: float) -> None:
+    rows, kept = sum(part.rows for part in done), sum(part.kept for part in done)
+    reasons = _reasons(done)
+    count = reasons.total()
+    if kept and count <= limit * rows:
+        return
+    if not rows:
+        raise DataError("the corpus holds no rows", where="sources", fix="add rows to the sources")
+    listed = ", ".join(f"{reason}: {number}" for reason, number in reasons.most_common())
+    first = [line for part in done for line in part.first_rejected][:3]
+    what = [f"{count} of {rows} rows are unusable, {limit:.1%} are allowed ({listed})", *first]
+    fix = f"mend these rows (all are listed in {rejected}) or raise max_rejected"
+    if UNKNOWN_SHAPE in reasons:
+        fix += f"; known shapes are {ACCEPTED}; other fields are named by sources.fields"
+    raise DataError("\n    ".join(what), where="format", fix=fix)
+
+
+def _reasons(done: Sequence[ConvertedPart]) -> Counter[str]:
+    return sum((part.reasons for part in done), Counter())
+
+
+def _decide(
+    done: Sequence[ConvertedPart],
+    rules: Rules,
+    config: FormatConfig,
+    quality: QualityConfig,
+    workers: Workers,
+    seed: int,
+    advanced: Advanced,
+) -> Decided:
+    kept = np.ones(sum(part.kept for part in done), bool)
+    contaminated = np.zeros(0, np.int64)
+    if quality.contamination.action == "remove":
+        contaminated = _contaminated(done)
+        kept[contaminated] = False
+    duplicates = _duplicates(done, kept) if config.deduplicate else np.zeros(0, np.int64)
+    kept[duplicates] = False
+    near: dict[int, int] = {}
+    if config.deduplicate and config.near_duplicates == "remove":
+        near = _near_duplicates(done, kept, rules, config.near_threshold, workers, advanced)
+        kept[list(near)] = False
+    left_out = _left_out(done, kept, rules, seed)
+    kept[left_out] = False
+    return Decided(kept, len(duplicates), near, len(contaminated), len(left_out))
+
+
+def _contaminated(done: Sequence[ConvertedPart]) -> I64:
+    firsts = _firsts(done)
+    # Ordinals count from the number of the part, see converting.
+    rows = [
+        (part.findings.contaminated & 0xFFFFFFFF) + first for part, first in zip(done, firsts, strict=True)
+    ]
+    return np.concatenate(rows).astype(np.int64) if rows else np.zeros(0, np.int64)
+
+
+def _firsts(done: Sequence[ConvertedPart]) -> I64:
+    return np.concatenate([[0], np.cumsum([part.kept for part in done])]).astype(np.int64)[:-1]
+
+
+def _duplicates(done: Sequence[ConvertedPart], kept: Mask) -> I64:
+    rows = np.flatnonzero(kept)
+    keys = _column(done, "whole_key").take(pa.array(rows))
+    codes = keys.dictionary_encode().combine_chunks().indices.to_numpy()
+    _, first = np.unique(codes, return_index=True)
+    repeated = np.ones(len(rows), bool)
+    repeated[first] = False
+    found: I64 = rows[repeated]
+    return found
+
+
+def _column(done: Sequence[ConvertedPart], name: str) -> pa.ChunkedArray:
+    tables = [pq.read_table(part.usable, columns=[name]) for part in done]
+    return pa.concat_tables(tables).column(0).unify_dictionaries()
+
+
+def _near_duplicates(
+    done: Sequence[ConvertedPart],
+    kept: Mask,
+    rules: Rules,
+    threshold: float,
+    workers: Workers,
+    advanced: Advanced,
+) -> dict[int, int]:
+    similar = find_similar(
+        [part.usable for part in done],
+        wordings_of,
+        threshold=threshold,
+        workers=workers,
+        scratch=rules.scratch,
+        advanced=lambda at, total: advanced(at, total, "parts compared"),
+    )
+    return doubles(similar.only(kept))
+
+
+def _left_out(done: Sequence[ConvertedPart], kept: Mask, rules: Rules, seed: int) -> I64:
+    weights = [float(source["weight"]) for source in rules.sources]
+    if len(set(weights)) == 1:
+        return np.zeros(0, np.int64)
+    source = _column(done, "source").to_numpy()
+    members = [np.flatnonzero(kept & (source == number)) for number in range(len(weights))]
+    sizes = mix_sizes([len(rows) for rows in members], weights)
+    spare = [
+        np.random.default_rng([seed, number]).permutation(rows)[size:]
+        for number, (rows, size) in enumerate(zip(members, sizes, strict=True))
+    ]
+    return np.sort(np.concatenate(spare))
+
+
+def _finish(
+    done: Sequence[ConvertedPart],
+    decided: Decided,
+    rules: Rules,
+    workers: Workers,
+    target: Path,
+    advanced: Advanced,
+) -> list[FinishedPart]:
+    ids = unique_ids(_column(done, "id"), _column(done, "whole_key"), decided.kept)
+    total, finished = int(decided.kept.sum()), []
+    with atomic_path(target) as part, PartWriter(part, DATASET) as writer:
+        jobs = _finish_jobs(done, decided.kept, ids)
+        for piece in workers.map(functools.partial(finish_part, rules, total), jobs):
+            writer.write(pq.read_table(piece.path))
+            piece.path.unlink()
+            finished.append(piece)
+            advanced(len(finished), len(done), "parts written")
+    return finished
+
+
+def _finish_jobs(done: Sequence[ConvertedPart], kept: Mask, renamed: dict[int, str]) -> Iterator[FinishJob]:
+    first_kept = 0
+    for number, (part, first) in enumerate(zip(done, _firsts(done), strict=True)):
+        rows = np.flatnonzero(kept[first : first + part.kept])
+        names = (
+            {int(row): renamed[row + first] for row in rows.tolist() if row + first in renamed}
+            if renamed
+            else {}
         )
-        return to_row(conversation, entry["origin"])
+        yield FinishJob(number, part.usable, rows, names, first_kept)
+        first_kept += len(rows)
 
-    def _unique_id(self, given: object, key: str) -> str:
-        text = str(given) if isinstance(given, str | int) and not isinstance(given, bool) else ""
-        name = text if ID_PATTERN.fullmatch(text) else key[:16]
-        if name in self._ids:
-            # Two sources may both number from 1; the content tells the rows apart.
-            name = f"{name}-{key[:8]}"
-        copies, unique = 1, name
-        while unique in self._ids:
-            copies += 1
-            unique = f"{name}-{copies}"
-        self._ids.add(unique)
-        return unique
 
-    def judge(self, rejected: Path, limit: float) -> None:
-        """Raise if too little is usable."""
-        count = self.reasons.total()
-        if self.kept and count <= limit * self.rows:
-            return
-        if not self.rows:
-            raise DataError("the corpus holds no rows", where="sources", fix="add rows to the sources")
-        reasons = ", ".join(f"{reason}: {number}" for reason, number in self.reasons.most_common())
-        what = [
-            f"{count} of {self.rows} rows are unusable, {limit:.1%} are allowed ({reasons})",
-            *self.first_rejected,
-        ]
-        fix = f"mend these rows (all are listed in {rejected}) or raise max_rejected"
-        if UNKNOWN_SHAPE in self.reasons:
-            fix += f"; known shapes are {ACCEPTED}"
-        raise DataError("\n    ".join(what), where="format", fix=fix)
+def _report(
+    done: Sequence[ConvertedPart],
+    decided: Decided,
+    finished: Sequence[FinishedPart],
+    rules: Rules,
+    config: FormatConfig,
+) -> FormatReport:
+    reasons = _reasons(done)
+    sources = np.sum([part.by_source for part in finished], axis=0).tolist()
+    return FormatReport(
+        rows=sum(part.rows for part in done),
+        kept=int(decided.kept.sum()),
+        rejected=reasons.total(),
+        duplicates=decided.duplicates,
+        near_duplicates=len(decided.near),
+        contaminated=decided.contaminated,
+        mixed_out=decided.mixed_out,
+        reasons=dict(reasons.most_common()),
+        formats=_formats(done),
+        max_rejected=config.max_rejected,
+        near_examples=_examples(done, decided.near),
+        near_threshold=config.near_threshold if config.near_duplicates == "remove" else None,
+        looks_like=_looks(done),
+        kept_by_source={str(rule["path"]): rows for rule, rows in zip(rules.sources, sources, strict=True)},
+        quality=_quality(done, finished, rules),
+    )
 
-    def report(self, limit: float) -> FormatReport:
-        """Return the account of all rows."""
-        return FormatReport(
-            rows=self.rows,
-            kept=self.kept,
-            rejected=self.reasons.total(),
-            duplicates=self.duplicates,
-            reasons=dict(self.reasons),
-            formats=dict(self.formats),
-            max_rejected=limit,
-        )
+
+def _quality(done: Sequence[ConvertedPart], finished: Sequence[FinishedPart], rules: Rules) -> QualityReport:
+    scanned = functools.reduce(Findings.merged, (part.findings for part in done))
+    profiled = functools.reduce(Findings.merged, (part.findings for part in finished))
+    return scanned.merged(profiled).report(rules.quality, sum(part.changed for part in done))
+
+
+def _formats(done: Sequence[ConvertedPart]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for part in done:
+        for (_, shape), (rows, _) in part.looks.items():
+            counts[shape] += rows
+    return dict(counts.most_common())
+
+
+def _looks(done: Sequence[ConvertedPart]) -> tuple[str, ...]:
+    """Say what was made of every file, the largest first."""
+    total: dict[tuple[str, RowFormat], tuple[int, tuple[str, ...]]] = {}
+    for part in done:
+        for key, (rows, used) in part.looks.items():
+            total[key] = (total.get(key, (0, used))[0] + rows, total.get(key, (0, used))[1])
+    ordered = sorted(total.items(), key=lambda item: -item[1][0])
+    return tuple(
+        f"{file} {describe(shape, used)} ({rows:,} rows)" for (file, shape), (rows, used) in ordered[:20]
+    )
+
+
+def _examples(done: Sequence[ConvertedPart], near: dict[int, int]) -> tuple[tuple[str, str], ...]:
+    pairs = list(near.items())[:: max(1, len(near) // _EXAMPLES)][:_EXAMPLES]
+    return tuple((_wording(done, dropped), _wording(done, kept)) for dropped, kept in pairs)
+
+
+def _wording(done: Sequence[ConvertedPart], row: int) -> str:
+    firsts = _firsts(done)
+    number = int(np.searchsorted(firsts, row, side="right")) - 1
+    table: Any = pq.read_table(done[number].usable, columns=["wording"])
+    return str(table["wording"][row - int(firsts[number])].as_py()[:_EXCERPT])

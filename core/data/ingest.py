@@ -1,75 +1,126 @@
 """Gather the rows of all sources into one corpus file, each with the place it comes from."""
 
-import random
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from core.artifacts import write_jsonl
+import pyarrow as pa
+
+from core.artifacts import atomic_path
 from core.data.config import SourceConfig
-from core.data.readers import read_rows
+from core.data.parts import PartWriter
 from core.data.reports import IngestReport, SourceCount
-from core.data.shares import mix_sizes
-from core.data.sources import Expanded, expand_all
+from core.data.rows import RowBatch
+from core.data.sources import Opened, open_sources
+from core.errors import DataError
+
+CORPUS = pa.schema(
+    [
+        ("row", pa.large_string()),
+        ("problem", pa.string()),
+        ("file", pa.dictionary(pa.int32(), pa.string())),
+        ("line", pa.int64()),
+        ("source", pa.int16()),
+    ]
+)
+"""Columns of a corpus: the row's JSON text, why it is unusable (or null), and where it stands."""
+
+Advanced = Callable[[int, int, str], None]
+"""Told how far a phase is: done, total (0 if unknown), what is counted."""
 
 
-class _Place(NamedTuple):
-    origin: str
-    line: int
-    value: dict[str, Any]
+def quiet(done: int, total: int, what: str) -> None:
+    """Tell nobody."""
 
 
-def ingest(sources: Sequence[SourceConfig], target: Path, *, base: Path, seed: int) -> IngestReport:
-    """Write the corpus: every row of every source, or the largest mix that fits the weights.
+def ingest(
+    sources: Sequence[SourceConfig],
+    target: Path,
+    *,
+    base: Path,
+    cache: Path,
+    text_field: str | None = None,
+    advanced: Advanced = quiet,
+) -> IngestReport:
+    """Write the corpus: every row of every source, once, in order.
 
-    With equal weights each row is taken once. With different weights no row is repeated: the
-    source that is scarcest for its weight gives all its rows, the others a random sample.
+    Rows are not looked into: what is wrong with one is found, counted and listed when it is formatted. The
+    weights of a mix are applied there too, after duplicates and unusable rows are gone, so that they describe what
+    is trained on.
 
     Args:
         sources: Where rows come from.
-        target: The corpus file, written atomically: rows {"row", "format", "origin": {"file", "line"}}.
+        target: The corpus file, written atomically; see ``CORPUS``. Its notes say how to read each source's rows.
         base: Directory that relative paths start from.
-        seed: Decides which rows a sample holds.
+        cache: Folder for downloads.
+        text_field: Field of plain-text rows, besides the usual names.
+        advanced: Told how many rows were read.
 
     Raises:
-        DataError: If a source is missing or broken, or too small for its weight.
+        DataError: If a source is missing, broken or empty.
     """
-    parts = expand_all(sources, base)
+    opened = open_sources(sources, base, cache=cache)
     counts = [0] * len(sources)
-    chosen = _choose(sources, parts, seed)
+    rules = [_rules(source, text_field) for source in sources]
+    with atomic_path(target) as part, PartWriter(part, CORPUS, rules) as writer:
+        for number, source in enumerate(opened):
+            for origin, batch in source.batches():
+                writer.write(_table(batch, origin, number))
+                counts[number] += len(batch.rows)
+                advanced(writer.rows, 0, "rows")
+            if not counts[number]:
+                raise DataError("holds no rows", where=sources[number].path, fix="fill it, or take it out")
+    return _report(sources, opened, counts)
 
-    def corpus() -> Iterator[dict[str, Any]]:
-        for number, (source, part) in enumerate(zip(sources, parts, strict=True)):
-            for index, place in enumerate(_rows(part)):
-                counts[number] += 1
-                if chosen is None or index in chosen[number]:
-                    origin = {"file": place.origin, "line": place.line}
-                    yield {"row": place.value, "format": source.format, "origin": origin}
 
-    written = write_jsonl(target, corpus())
-    taken = counts if chosen is None else [len(picks) for picks in chosen]
+def _rules(source: SourceConfig, text_field: str | None) -> dict[str, Any]:
+    fields = source.fields.model_dump(mode="json") if source.fields else None
+    return {
+        "path": source.path,
+        "format": source.format,
+        "fields": fields,
+        "weight": source.weight,
+        "text_field": text_field,
+    }
+
+
+def _table(batch: RowBatch, origin: str, number: int) -> pa.Table:
+    count = len(batch.rows)
+    file = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array([origin]))
+    columns = [
+        pa.array(batch.rows, pa.large_string()),
+        pa.array(batch.problems, pa.string()),
+        file,
+        pa.array(batch.lines, pa.int64()),
+        pa.array([number] * count, pa.int16()),
+    ]
+    return pa.table(columns, schema=CORPUS)
+
+
+def _report(sources: Sequence[SourceConfig], opened: Sequence[Opened], counts: list[int]) -> IngestReport:
+    total = sum(source.weight for source in sources)
     return IngestReport(
-        rows=written,
+        rows=sum(counts),
         sources=tuple(
-            SourceCount(path=source.path, files=len(part.files), rows=rows, taken=kept)
-            for source, part, rows, kept in zip(sources, parts, counts, taken, strict=True)
+            SourceCount(
+                path=source.path,
+                files=len(part.files),
+                rows=rows,
+                taken=rows,
+                wanted=source.weight / total,
+                digest=_joint_digest(part.digests()),
+            )
+            for source, part, rows in zip(sources, opened, counts, strict=True)
         ),
-        notes=tuple(f"{name}: not a data file, passed over" for part in parts for name in part.passed_over),
+        notes=tuple(
+            [f"{name}: not a data file, passed over" for part in opened for name in part.passed_over]
+            + [note for part in opened for note in part.notes]
+        ),
+        is_weighted=len({source.weight for source in sources}) > 1,
     )
 
 
-def _rows(part: Expanded) -> Iterator[_Place]:
-    for file in part.files:
-        for line, value in read_rows(file.path, file.name):
-            yield _Place(file.origin, line, value)
-
-
-def _choose(sources: Sequence[SourceConfig], parts: list[Expanded], seed: int) -> list[frozenset[int]] | None:
-    if len({source.weight for source in sources}) == 1:
-        return None
-    available = [sum(1 for _ in _rows(part)) for part in parts]
-    sizes = mix_sizes(available, [source.weight for source in sources])
-    return [
-        frozenset(random.Random(f"{seed}:{number}").sample(range(have), want))
-        for number, (have, want) in enumerate(zip(available, sizes, strict=True))
-    ]
+def _joint_digest(digests: list[tuple[str, str]]) -> str:
+    text = "".join(f"{name}\0{digest}\n" for name, digest in digests)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()

@@ -1,80 +1,222 @@
 """What splits have in common, measured from the files themselves."""
 
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from core.artifacts import read_jsonl
-from core.data.dedup import conversation_key, exact_question_key, question_key
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from core.data.dedup import KEY_BYTES, keys_of, question_wording
+from core.data.fields import group_of
+from core.data.near import Texts, find_similar
 from core.data.records import from_row
-from core.data.reports import Leakage
-from core.errors import DataError
+from core.data.reports import Composition, Leakage
+from core.data.workers import Workers
 
 NAMES = ("train", "val", "test")
+_CHUNK = 8 << 20
+_MOST_VALUES = 12
+"""A property with more values is no property a person compares splits by."""
+_OWN_SEED = 0x5EED
+"""Not the seed of the split: what its hash functions missed, these find."""
+
+Advanced = Callable[[int, int, str], None]
 
 
-def group_of(row: dict[str, Any], group_by: str) -> str:
-    """Return the value of a row's group field, as text that is equal only for equal values.
+class Chunk(NamedTuple):
+    """Whole lines of a split file, by their bytes."""
 
-    Raises:
-        DataError: If the row has no such metadata field, or it is empty or a structure.
-    """
-    value = row.get("metadata", {}).get(group_by)
-    if isinstance(value, str | int | float) and str(value).strip():
-        return f"{type(value).__name__}:{value}"
-    origin = row.get("origin") or {}
-    place = f" ({origin['file']}:{origin['line']})" if "file" in origin else ""
-    raise DataError(
-        f"the row has no metadata field {group_by!r}" + ("" if value is None else " with a plain value"),
-        where=f"row {row['id']}{place}",
-        fix=f"give every row {group_by!r}, choose another split.group_by, or use strategy: random",
-    )
+    split: str
+    path: Path
+    start: int
+    end: int
 
 
-class _Keys(NamedTuple):
-    exact: set[str]
-    normalised: set[str]
-    groups: set[str]
+class Shared(NamedTuple):
+    """What was found in the three files."""
+
+    rows: dict[str, int]
+    duplicates: int
+    """Rows equal to another row of their split."""
+    leakage: dict[str, Leakage]
+    """By pair: train/val, train/test, val/test."""
+    composition: tuple[Composition, ...]
 
 
-def measure_leakage(folder: Path, group_by: str | None = None) -> dict[str, Leakage]:
+class _Seen(NamedTuple):
+    split: str
+    rows: int
+    keys: Path
+    groups: tuple[str, ...]
+    values: dict[str, Counter[str]]
+    """Of every scalar metadata field, how often each value occurs; fields with too many values are empty."""
+
+
+def measure(
+    folder: Path,
+    workers: Workers,
+    scratch: Path,
+    *,
+    group_by: str | None = None,
+    threshold: float | None = None,
+    advanced: Advanced = lambda done, total, what: None,
+) -> Shared:
     """Read the split files again and count what every two of them share.
 
     It knows nothing of how the rows were divided, so it also judges splits made elsewhere.
 
     Args:
         folder: Holds ``train.jsonl``, ``val.jsonl`` and ``test.jsonl``.
+        workers: Where the files are read.
+        scratch: Existing folder for keys.
         group_by: Metadata field whose values should lie on one side only.
-
-    Returns:
-        Numbers of different questions and groups in common, by pair: train/val, train/test, val/test.
+        threshold: Similarity from which two questions count as nearly the same; None does not look.
+        advanced: Told how much of the files is read.
 
     Raises:
         DataError: If a row lacks the group field.
     """
-    keys = {name: _read_keys(folder / f"{name}.jsonl", group_by) for name in NAMES}
+    chunks = [chunk for name in NAMES for chunk in _chunks(name, folder / f"{name}.jsonl")]
+    seen = []
+    for part in workers.map(functools.partial(_look, group_by, scratch), chunks):
+        seen.append(part)
+        advanced(len(seen), len(chunks), "pieces checked")
+    keys = {name: _Keys.of([part for part in seen if part.split == name]) for name in NAMES}
+    near = _near(chunks, seen, threshold, workers, scratch, advanced)
+    return Shared(
+        rows={name: len(keys[name].whole) for name in NAMES},
+        duplicates=sum(len(keys[name].whole) - pc.count_distinct(keys[name].whole).as_py() for name in NAMES),
+        leakage={f"{a}/{b}": _leakage(keys[a], keys[b], near[a, b]) for a, b in combinations(NAMES, 2)},
+        composition=_composition(seen),
+    )
+
+
+def _chunks(name: str, path: Path) -> Iterator[Chunk]:
+    size, start = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while start < size:
+            file.seek(min(start + _CHUNK, size))
+            file.readline()
+            yield Chunk(name, path, start, end := file.tell())
+            start = end
+
+
+def _rows(chunk: Chunk) -> Iterator[dict[str, Any]]:
+    with chunk.path.open("rb") as file:
+        file.seek(chunk.start)
+        for line in file.read(chunk.end - chunk.start).splitlines():
+            yield orjson.loads(line)
+
+
+def _look(group_by: str | None, scratch: Path, chunk: Chunk) -> _Seen:
+    keys, groups, values = [], set(), {"source": Counter[str]()}
+    for row in _rows(chunk):
+        keys.append(b"".join(keys_of(from_row(row))))
+        if group_by is not None:
+            groups.add(group_of(row, group_by))
+        _count(row, values)
+    path = scratch / f"keys-{chunk.split}-{chunk.start}.npy"
+    np.save(path, np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), 3, KEY_BYTES))
+    return _Seen(chunk.split, len(keys), path, tuple(sorted(groups)), values)
+
+
+def _count(row: dict[str, Any], values: dict[str, Counter[str]]) -> None:
+    values["source"][(row.get("origin") or {}).get("file", "unknown")] += 1
+    for field, value in row.get("metadata", {}).items():
+        if isinstance(value, str | bool | int) and field != "source":
+            _bounded(values.setdefault(field, Counter()), str(value)[:60])
+
+
+def _bounded(counts: Counter[str], value: str) -> None:
+    # Full counters are kept, one over the limit, so that no later chunk takes the field up again.
+    if len(counts) <= _MOST_VALUES or value in counts:
+        counts[value] += 1
+
+
+class _Keys(NamedTuple):
+    exact: pa.Array
+    question: pa.Array
+    whole: pa.Array
+    groups: set[str]
+
+    @classmethod
+    def of(cls, parts: Sequence[_Seen]) -> "_Keys":
+        empty = [np.zeros((0, 3, KEY_BYTES), np.uint8)]
+        table = np.concatenate([np.load(part.keys) for part in parts] or empty)
+        exact, question, whole = (_binary(np.ascontiguousarray(table[:, place])) for place in range(3))
+        return cls(exact, question, whole, {group for part in parts for group in part.groups})
+
+
+def _binary(keys: npt.NDArray[np.uint8]) -> pa.Array:
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(KEY_BYTES), len(keys), [None, pa.py_buffer(keys)])
+
+
+def _leakage(left: _Keys, right: _Keys, near: int | None) -> Leakage:
+    return Leakage(
+        exact=_common(left.exact, right.exact),
+        normalised=_common(left.question, right.question),
+        groups=len(left.groups & right.groups),
+        near=near,
+    )
+
+
+def _common(left: pa.Array, right: pa.Array) -> int:
+    return int(pc.count_distinct(right.filter(pc.is_in(right, value_set=left))).as_py())
+
+
+def _wordings(chunk: Chunk) -> Texts:
+    wordings = [question_wording(from_row(row)) for row in _rows(chunk)]
+    texts = pa.array([wording.text for wording in wordings], pa.large_string())
+    return Texts(texts, np.array([wording.salt for wording in wordings], np.uint64))
+
+
+def _near(
+    chunks: Sequence[Chunk],
+    seen: Sequence[_Seen],
+    threshold: float | None,
+    workers: Workers,
+    scratch: Path,
+    advanced: Advanced,
+) -> dict[tuple[str, str], int | None]:
+    if threshold is None:
+        return dict.fromkeys(combinations(NAMES, 2))
+    similar = find_similar(
+        chunks,
+        _wordings,
+        threshold=threshold,
+        workers=workers,
+        scratch=scratch,
+        seed=_OWN_SEED,
+        advanced=lambda at, total: advanced(at, total, "pieces compared"),
+    )
+    side = np.repeat([NAMES.index(part.split) for part in seen], [part.rows for part in seen])
+    # Chunks come in the order of the splits, so the left row of a pair is of the same split or an earlier one.
     return {
-        f"{left}/{right}": Leakage(
-            exact=len(keys[left].exact & keys[right].exact),
-            normalised=len(keys[left].normalised & keys[right].normalised),
-            groups=len(keys[left].groups & keys[right].groups),
-        )
-        for left, right in combinations(NAMES, 2)
+        (a, b): len(np.unique(similar.right[(side[similar.left] == i) & (side[similar.right] == j)]))
+        for (i, a), (j, b) in combinations(enumerate(NAMES), 2)
     }
 
 
-def _read_keys(path: Path, group_by: str | None) -> _Keys:
-    keys = _Keys(set(), set(), set())
-    for row in read_jsonl(path):
-        messages = from_row(row).messages
-        keys.exact.add(exact_question_key(messages))
-        keys.normalised.add(question_key(messages))
-        if group_by is not None:
-            keys.groups.add(group_of(row, group_by))
-    return keys
+def _composition(seen: Sequence[_Seen]) -> tuple[Composition, ...]:
+    fields = list(dict.fromkeys(field for part in seen for field in part.values))
+    return tuple(found for field in fields if (found := _of_field(field, seen)) is not None)
 
 
-def count_duplicates(path: Path) -> int:
-    """Return how many rows of a file equal an earlier row after normalisation."""
-    keys = [conversation_key(from_row(row).messages) for row in read_jsonl(path)]
-    return len(keys) - len(set(keys))
+def _of_field(field: str, seen: Sequence[_Seen]) -> Composition | None:
+    counts: dict[str, Counter[str]] = {name: Counter() for name in NAMES}
+    for part in seen:
+        counts[part.split].update(part.values.get(field, {}))
+    total = sum(counts.values(), Counter())
+    if not 1 <= len(total) <= _MOST_VALUES or (len(total) == 1 and field != "source"):
+        return None
+    order = [value for value, _ in total.most_common()]
+    return Composition(
+        property=field, counts={name: {value: counts[name][value] for value in order} for name in NAMES}
+    )

@@ -4,8 +4,10 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-from core.data.sources import expand, expand_all
-from core.errors import DataError
+from core.data.config import SourceConfig
+from core.data.quality import check_patterns
+from core.data.sources import kind_of, open_sources
+from core.errors import UserError
 from core.models.resources import count_parameters, published_shape, shape_from_config
 from flows.config_file import resolve_path
 from flows.preflight.fit import find_estimates, find_shortfalls
@@ -28,7 +30,8 @@ def preflight(config: RunConfig, config_path: Path, workspace: Path) -> Prefligh
     Returns:
         Findings at the level that a run gives them; see ``PreflightReport.for_any_machine``.
     """
-    findings = [*_data_findings(config, config_path), *_software_findings(config)]
+    cache = workspace / ".factory/downloads"
+    findings = [*_data_findings(config, config_path, cache), *_software_findings(config)]
     device = find_device()
     model, of_model = find_model(config, config_path)
     findings += of_model
@@ -48,24 +51,31 @@ def preflight(config: RunConfig, config_path: Path, workspace: Path) -> Prefligh
     )
 
 
-def _data_findings(config: RunConfig, config_path: Path) -> Iterator[Finding]:
-    sources = [
-        source.model_copy(update={"path": str(resolve_path(source.path, config_path))})
-        for source in config.training_sources
-    ]
+def _data_findings(config: RunConfig, config_path: Path, cache: Path) -> Iterator[Finding]:
     validation = config.dataset and config.dataset.validation_path
+    given = [*config.training_sources, *([SourceConfig(path=validation)] if validation else [])]
+    given += [SourceConfig(path=path) for path in config.quality.contamination.files]
+    sources = [_from_here(source, config_path) for source in given]
+    trained = len(config.training_sources)
     try:
-        expanded = expand_all(sources, Path.cwd())
-        if validation:
-            expand(str(resolve_path(validation, config_path)), Path.cwd())
-    except DataError as error:
+        check_patterns(config.quality)
+        opened = open_sources(sources[:trained], Path.cwd(), cache=cache)
+        for other in sources[trained:]:
+            open_sources([other], Path.cwd(), cache=cache)
+    except UserError as error:
         yield Finding(level="error", kind="data", where=error.where, what=error.what, fix=error.fix)
         return
-    for number, part in enumerate(expanded):
+    for number, part in enumerate(opened):
         if part.passed_over:
             names = ", ".join(part.passed_over[:3])
             what = f"{len(part.passed_over)} files are of a type that is not read: {names}"
             yield Finding(level="warning", kind="data", where=f"sources.{number}", what=what)
+
+
+def _from_here(source: SourceConfig, config_path: Path) -> SourceConfig:
+    if kind_of(source.path) != "files":
+        return source
+    return source.model_copy(update={"path": str(resolve_path(source.path, config_path))})
 
 
 def _software_findings(config: RunConfig) -> Iterator[Finding]:

@@ -95,7 +95,7 @@ def interval_chart(arms: Sequence[Whisker]) -> IntervalChart | None:
     spare = max(0.0, NARROWEST_SCORES - (high - low)) / 2
     low, high = min(low, max(0.0, low - spare)), max(high, min(1.0, high + spare))
     step = nice_step(low, high, 5)
-    span = _rounded(low, high, step)
+    span = rounded(low, high, step)
     placed = tuple(Whisker(a.label, span.at(a.low), span.at(a.value), span.at(a.high)) for a in arms)
     ticks = tuple(Tick(span.at(t), f"{100 * t:.4g}{numbers.GAP}%") for t in ticks_within(span, step))
     return IntervalChart(placed, ticks)
@@ -119,7 +119,7 @@ def loss_chart(
     steps, losses = [s for s, _ in everything], [loss for _, loss in everything]
     x, x_step = _step_axis(min(steps), max(steps))
     y_step = nice_step(min(losses), max(losses), 5)
-    y = _rounded(min(losses), max(losses), y_step)
+    y = rounded(min(losses), max(losses), y_step)
     smooth = smoothed([loss for _, loss in training])
     return Curve(
         raw=_place(thinned(training), x, y),
@@ -203,7 +203,8 @@ def ticks_within(span: Span, step: float) -> tuple[float, ...]:
     return tuple(round(i * step, 12) for i in range(first, last + 1))
 
 
-def _rounded(low: float, high: float, step: float) -> Span:
+def rounded(low: float, high: float, step: float) -> Span:
+    """Widen a span to multiples of ``step``."""
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return Span(round(first * step, 12), round(max(last, first + 1) * step, 12))
 

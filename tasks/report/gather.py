@@ -11,9 +11,11 @@ from core.artifacts import read_jsonl, write_text
 from core.config import Frozen
 from core.evaluation.reports import EvalReport
 from gates.verdict import GATE_NAMES
+from tasks.addresses import without_secrets
 from tasks.context import RunContext
 from tasks.events import PHASES, GateRecord
 from tasks.report.page import AnswerRow, CheckView, CurvePoint, GateView, PhaseView, ReportData, render_report
+from tasks.test_uses import TestUses, count_uses
 
 PACKAGES = ("torch", "transformers", "peft", "llama-cpp-python", "prefect", "mlflow")
 
@@ -48,12 +50,16 @@ def gather(context: RunContext, settings: Frozen, ending: Ending) -> ReportData:
         error=ending.error if ending.status == "failed" else None,
         started_at=ending.started_at,
         seconds=ending.seconds,
-        config_text=yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        config_text=yaml.safe_dump(
+            without_secrets(settings.model_dump(mode="json")), sort_keys=False, allow_unicode=True
+        ),
         gates=gate_views(context.judged),
         phases=tuple(phase_views(context)),
         ingest=reports.get("ingest"),
         formatted=reports.get("format"),
         split=reports.get("split"),
+        learning=reports.get("learning"),
+        test_uses=test_uses(context),
         training=reports.get("finetune"),
         curve=curve(context),
         baseline=reports.get("baseline"),
@@ -108,6 +114,14 @@ def phase_views(context: RunContext) -> Iterator[PhaseView]:
             yield PhaseView(name=name, state=state, seconds=seconds, note=note)
         else:
             yield PhaseView(name=name, state="not started")
+
+
+def test_uses(context: RunContext) -> TestUses | None:
+    """Count how often the test set was used by all runs of this home."""
+    split: Any = context.reports.get("split")
+    if context.test_uses is None or split is None:
+        return None
+    return count_uses(context.test_uses, split.digests["test"])
 
 
 def curve(context: RunContext) -> tuple[CurvePoint, ...]:

@@ -8,6 +8,7 @@ GAP = "\N{NARROW NO-BREAK SPACE}"
 """Between a number and its unit, so that they never part at a line's end."""
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "\N{EM DASH}"
+OTHERS = "others"
 DIGEST_HEAD = len("sha256:") + 12
 LONGEST_VALUE = 80
 COMPARISONS = {">=": "≥", "<=": "≤", ">": ">", "<": "<", "==": "=", "!=": "≠"}
@@ -27,6 +28,11 @@ def points(difference: float | None) -> str:
 def count(number: float) -> str:
     """Write a whole number with separators."""
     return f"{number:,.0f}"
+
+
+def some(number: float, singular: str, plural: str = "") -> str:
+    """Write a count with its noun: 1 row, 2 rows."""
+    return f"{count(number)}{GAP}{singular if number == 1 else plural or singular + 's'}"
 
 
 def compact(number: float) -> str:
@@ -97,6 +103,11 @@ def comparison(sign: str) -> str:
 def metric(name: str) -> str:
     """Write a metric's name in words."""
     return METRICS.get(name, name.replace("_", " "))
+
+
+def capitalize_first(text: str) -> str:
+    """Start a text with a capital letter and leave the rest."""
+    return text[:1].upper() + text[1:]
 
 
 def _magnitude(amount: float, units: tuple[str, ...]) -> str:

@@ -5,16 +5,11 @@ page's own content security policy lets nothing run or load but the style and sc
 brings, which it names by their digests.
 """
 
-import base64
-import functools
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from core.config import Frozen
+from core.data.learning_reports import LearnReport
 from core.data.reports import FormatReport, IngestReport, SplitReport
 from core.deployment.reports import BundleReport
 from core.evaluation.reports import EvalReport
@@ -22,19 +17,18 @@ from core.quantization.reports import QuantReport
 from core.training.reports import TrainReport
 from gates.thresholds import GatesConfig
 from gates.verdict import GATE_NAMES, Value
-from tasks.report import charts, numbers
-from tasks.report.answers import FILTERS, flip_rows, is_right, topic_rows
+from tasks.report import charts
+from tasks.report.answers import FILTERS, flip_rows, topic_rows
 from tasks.report.answers import AnswerRow as AnswerRow
 from tasks.report.answers import Flips as Flips
 from tasks.report.answers import flips as flips
+from tasks.report.data_view import DataReports, data_view
+from tasks.report.learning_view import learning_view
+from tasks.report.rendering import environment
+from tasks.test_uses import TestUses
 
 FIRST_ROWS = 200
 """Answers shown before someone asks for all of them."""
-NUMBER_FILTERS = (
-    *("percent", "points", "count", "compact", "size", "duration", "moment"),
-    *("number", "short", "value", "sides", "comparison", "metric"),
-)
-"""Functions of ``numbers`` that the template may call."""
 
 
 class CheckView(Frozen):
@@ -102,6 +96,8 @@ class ReportData(Frozen):
     ingest: IngestReport | None = None
     formatted: FormatReport | None = None
     split: SplitReport | None = None
+    learning: LearnReport | None = None
+    test_uses: TestUses | None = None
     training: TrainReport | None = None
     curve: tuple[CurvePoint, ...] = ()
     baseline: EvalReport | None = None
@@ -192,7 +188,7 @@ def render_report(data: ReportData) -> str:
     Returns:
         A complete HTML document that loads nothing from anywhere.
     """
-    page = _environment().get_template("template.html.jinja")
+    page = environment().get_template("template.html.jinja")
     rows = flip_rows(data.answers)
     return page.render(
         data=data,
@@ -203,6 +199,8 @@ def render_report(data: ReportData) -> str:
         filters=[(kind, title, sum(kind in r.kinds for r in rows)) for kind, title in FILTERS.items()],
         first_rows=FIRST_ROWS,
         digests=digest_rows(data),
+        view=data_view(DataReports(data.ingest, data.formatted, data.split, data.learning, data.test_uses)),
+        learn=learning_view(data.learning) if data.learning else None,
         **_gate_parts(data),
         **_curves(data),
     )
@@ -236,28 +234,3 @@ def _whisker(arm: EvalReport) -> charts.Whisker:
     interval = arm.metrics.get(arm.metric)
     low, high = (interval.low, interval.high) if interval else (arm.value, arm.value)
     return charts.Whisker(arm.arm, min(low, arm.value), arm.value, max(high, arm.value))
-
-
-@functools.cache  # compiling the templates takes ten times as long as filling them
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update({name: getattr(numbers, name) for name in NUMBER_FILTERS})
-    environment.filters.update(bars=charts.bars, composition=charts.composition, polyline=charts.points)
-    environment.filters.update(right=is_right, csp=_csp_source, web=_is_web_address)
-    return environment
-
-
-def _csp_source(text: str) -> str:
-    """Name an inline block in a content security policy by its digest."""
-    return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
-
-
-def _is_web_address(link: str) -> bool:
-    # A javascript: address would run when clicked, however well it is escaped.
-    return link.startswith(("http://", "https://"))

@@ -6,7 +6,18 @@ Q8_0 the same 48, Q4_K_M 47 of them.
 
 import pytest
 
-from core.data.reports import Leakage, SplitReport
+from core.data.reports import (
+    Contamination,
+    FormatReport,
+    Histogram,
+    IngestReport,
+    Leakage,
+    LengthProfile,
+    PiiReport,
+    QualityReport,
+    SourceCount,
+    SplitReport,
+)
 from core.deployment.reports import BundledFile, BundleReport, Smoke
 from core.evaluation.reports import Decoding, EvalReport, MetricValue
 from core.quantization.reports import QuantizedFile, QuantReport
@@ -49,8 +60,61 @@ def scored():
 
 
 @pytest.fixture
+def ingested():
+    return IngestReport(
+        rows=650,
+        sources=(
+            SourceCount(path="a.jsonl", files=1, rows=500, taken=500, wanted=0.75, digest=digest("a")),
+            SourceCount(path="b.jsonl", files=1, rows=150, taken=150, wanted=0.25, digest=digest("b")),
+        ),
+        is_weighted=True,
+    )
+
+
+@pytest.fixture
+def formatted():
+    profile = LengthProfile(
+        unit="words",
+        n=600,
+        mean=10.0,
+        median=9.0,
+        p95=20.0,
+        largest=30,
+        histogram=Histogram(edges=(0, 40), counts=(600,)),
+    )
+    quality = QualityReport(
+        words=profile,
+        languages={"en": 600},
+        language_sample=600,
+        unexpected_languages=0,
+        scripts={"Latin": 600},
+        markers={},
+        mixed_script_rows=0,
+        mixed_script_examples=(),
+        labels=(),
+        pii=PiiReport(looked=True, redacted=False, rows=3, findings={"email": 3}),
+        contamination=Contamination(items=20, ngram=8, rows=2, items_hit=1, removed=2),
+        changed_by_normalisation=0,
+    )
+    return FormatReport(
+        rows=650,
+        kept=600,
+        rejected=7,
+        duplicates=20,
+        near_duplicates=5,
+        contaminated=2,
+        mixed_out=16,
+        reasons={"no answer": 7},
+        formats={"alpaca": 643},
+        max_rejected=0.05,
+        kept_by_source={"a.jsonl": 450, "b.jsonl": 150},
+        quality=quality,
+    )
+
+
+@pytest.fixture
 def split():
-    none = Leakage(exact=0, normalised=0, groups=0)
+    none = Leakage(exact=0, normalised=0, groups=0, near=0)
     return SplitReport(
         train=480,
         val=60,
@@ -63,6 +127,7 @@ def split():
         max_rejected=0.05,
         strategy="random",
         seed=3407,
+        near_threshold=0.8,
     )
 
 

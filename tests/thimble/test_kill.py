@@ -11,8 +11,8 @@ from core.artifacts import path_digest
 from tests.thimble.conftest import Factory, flow_states
 
 KILLS = {
-    "ingest": "corpus.jsonl",
-    "format": "dataset.jsonl",
+    "ingest": "corpus.parquet",
+    "format": "dataset.parquet",
     "split": "splits",
     "baseline": "baseline.json",
     "finetune": "checkpoint-30",

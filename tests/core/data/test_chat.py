@@ -1,12 +1,8 @@
-import json
-
 import pytest
 
 from core.data.chat import IGNORE_INDEX, ChatTokenizer
-from core.data.config import FormatConfig, SourceConfig
-from core.data.formatting import format_records
-from core.data.ingest import ingest
-from core.data.records import Conversation, Message, read_conversations
+from core.data.formats import convert
+from core.data.records import Conversation, Message
 from core.data.templates import shipped
 from core.errors import ModelError
 
@@ -105,10 +101,9 @@ def bos_count(chat, ids):
 
 
 @pytest.fixture(scope="module")
-def alpaca(tmp_path_factory):
+def alpaca():
     """Five hundred rows with empty input, as they come out of the format phase."""
-    base = tmp_path_factory.mktemp("alpaca")
-    lines = [
+    rows = [
         {
             "instruction": f"Ɛdeɛn na {n} kyerɛ? What does {n} cost in Kumasi 😀?",
             "input": "",
@@ -116,13 +111,7 @@ def alpaca(tmp_path_factory):
         }
         for n in range(500)
     ]
-    (base / "rows.json").write_text(json.dumps(lines), encoding="utf-8")
-    ingest([SourceConfig(path="rows.json")], base / "c.jsonl", base=base, seed=1)
-    report = format_records(
-        base / "c.jsonl", base / "d.jsonl", base / "r.jsonl", FormatConfig(max_rejected=0)
-    )
-    assert report.kept == 500
-    return list(read_conversations(base / "d.jsonl"))
+    return [Conversation(id=str(n), messages=convert(row).messages) for n, row in enumerate(rows)]
 
 
 @pytest.mark.parametrize("adds_bos", [True, False])

@@ -2,14 +2,12 @@ import json
 
 import pytest
 
-from core.data.config import FormatConfig
+from core.data.config import ContaminationConfig, FieldsConfig, FormatConfig, PiiConfig, QualityConfig, SourceConfig
+from core.data.dataset_file import read_dataset
 from core.data.formatting import format_records
-from core.data.records import read_conversations
+from core.data.ingest import ingest
+from core.data.workers import Inline, open_workers
 from core.errors import DataError
-
-
-def entry(line, row, format="auto", file="a.jsonl"):
-    return {"row": row, "format": format, "origin": {"file": file, "line": line}}
 
 
 def qa(question, answer="A", **more):
@@ -22,12 +20,20 @@ def rows_of(path):
 
 @pytest.fixture
 def run(tmp_path, jsonl):
-    def go(rows, **settings):
-        corpus = jsonl(tmp_path / "corpus.jsonl", [entry(n, row) for n, row in enumerate(rows, start=1)])
+    def go(rows, *, quality=None, benchmarks=(), **settings):
+        jsonl(tmp_path / "a.jsonl", rows)
+        corpus, target = tmp_path / "corpus.parquet", tmp_path / "out/dataset.parquet"
+        ingest([SourceConfig(path="a.jsonl")], corpus, base=tmp_path, cache=tmp_path / "cache")
         report = format_records(
-            corpus, tmp_path / "out/d.jsonl", tmp_path / "out/rejected.jsonl", FormatConfig(**settings)
+            corpus,
+            target,
+            tmp_path / "out/rejected.jsonl",
+            FormatConfig(**settings),
+            quality,
+            workers=Inline(),
+            benchmarks=benchmarks,
         )
-        return report, rows_of(tmp_path / "out/d.jsonl"), rows_of(tmp_path / "out/rejected.jsonl")
+        return report, list(read_dataset(target)), rows_of(tmp_path / "out/rejected.jsonl")
 
     return go
 
@@ -40,7 +46,7 @@ def test_rows_of_every_shape_become_conversations(run, tmp_path):
         qa("5"),
     ]
     report, dataset, rejected = run(rows)
-    assert report.formats == {"alpaca": 1, "messages": 1, "sharegpt": 1, "prompt_completion": 1}
+    assert report.formats == {"alpaca": 1, "messages": 1, "sharegpt": 1, "question_answer": 1}
     assert (report.rows, report.kept, report.rejected, report.duplicates, report.reasons) == (4, 4, 0, 0, {})
     assert dataset[0] == {
         "id": "x-1",
@@ -53,7 +59,6 @@ def test_rows_of_every_shape_become_conversations(run, tmp_path):
         "origin": {"file": "a.jsonl", "line": 1},
     }
     assert rejected == []
-    assert len(list(read_conversations(tmp_path / "out/d.jsonl"))) == 4
 
 
 def test_one_of_equal_rows_is_kept_but_different_answers_all_stay(run):
@@ -97,7 +102,7 @@ def test_ids_are_kept_made_and_made_unique(run):
 
 
 def test_rejected_rows_are_listed_and_counted(run):
-    rows = [qa(f"{n}") for n in range(98)] + [qa("x", ""), {"text": "y" * 1000}]
+    rows = [qa(f"{n}") for n in range(98)] + [qa("x", ""), {"nothing": "y" * 1000}]
     report, dataset, rejected = run(rows)
     assert (report.kept, report.rejected, len(dataset)) == (98, 2, 98)
     assert report.reasons == {"empty answer": 1, "unknown shape": 1}
@@ -111,7 +116,7 @@ def test_rejected_rows_are_listed_and_counted(run):
 
 
 def test_too_many_rejected_stops_with_counts_places_and_fix(run, tmp_path):
-    rows = [qa(f"{n}") for n in range(10)] + [qa("x", "")] * 3 + [{"text": "y"}]
+    rows = [qa(f"{n}") for n in range(10)] + [qa("x", "")] * 3 + [{"nothing": "y"}]
     with pytest.raises(DataError) as error:
         run(rows)
     text = str(error.value)
@@ -121,7 +126,7 @@ def test_too_many_rejected_stops_with_counts_places_and_fix(run, tmp_path):
     assert "rejected.jsonl" in error.value.fix
     assert "{instruction, input, output}" in error.value.fix
     assert len(rows_of(tmp_path / "out/rejected.jsonl")) == 4
-    assert not (tmp_path / "out/d.jsonl").exists()
+    assert not (tmp_path / "out/dataset.parquet").exists()
     assert not list((tmp_path / "out").glob(".*.part"))
 
 
@@ -138,13 +143,131 @@ def test_the_limit_itself_is_allowed(run, bad, passes):
 def test_nothing_kept_is_an_error_whatever_the_limit(run):
     with pytest.raises(DataError, match="1 of 1 rows are unusable"):
         run([qa("x", "")], max_rejected=1.0)
-    with pytest.raises(DataError, match="the corpus holds no rows"):
+    with pytest.raises(DataError, match="holds no rows"):
         run([])
 
 
 def test_a_dataset_row_can_be_fed_in_again(run):
     _, first, _ = run([qa("Q", id="k", topic="t")])
     report, second, _ = run(first)
-    assert report.formats == {"messages": 1}
+    assert report.formats == {"sharegpt": 1}
     assert second[0]["id"] == "k"
     assert second[0]["metadata"] == {"topic": "t"}
+
+
+LONG = "tell me in a few simple words how the rain is made in the clouds above the sea and why it falls on the land"
+
+
+def test_nearly_equal_rows_are_dropped_and_shown(run):
+    rows = [qa(LONG, "warm air rises and cools"), qa("Please " + LONG, "warm air rises and cools"), qa("other")]
+    report, dataset, _ = run(rows)
+    assert (report.kept, report.duplicates, report.near_duplicates) == (2, 0, 1)
+    assert report.near_examples[0][0].startswith("Please tell")
+    assert [row["origin"]["line"] for row in dataset] == [1, 3]
+    report, _, _ = run(rows, near_duplicates="keep")
+    assert (report.kept, report.near_duplicates, report.near_threshold) == (3, 0, None)
+
+
+def test_the_same_question_under_another_system_text_is_no_near_duplicate(run):
+    rows = [
+        {"instruction": f"Translate to {name}", "input": LONG, "output": "ɛyɛ"} for name in ("Twi", "Ga", "Ewe")
+    ]
+    assert run(rows)[0].kept == 3
+
+
+def test_broken_lines_are_rejected_rows_not_errors(tmp_path, run):
+    rows = [qa(str(n)) for n in range(40)]
+    lines = [*(json.dumps(row) for row in rows), '{"question": NaN}', "[1]", "{", '{"question": "x", "answer": 1e999}']
+    (tmp_path / "b.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"question": "\xff", "answer": "b"}')
+    corpus = tmp_path / "c.parquet"
+    ingest([SourceConfig(path="b.jsonl")], corpus, base=tmp_path, cache=tmp_path)
+    report = format_records(
+        corpus, tmp_path / "d", tmp_path / "rejected.jsonl", FormatConfig(max_rejected=0.2), workers=Inline()
+    )
+    listed = rows_of(tmp_path / "rejected.jsonl")
+    assert [row["line"] for row in listed] == [41, 42, 43, 44, 45]
+    assert listed[0]["reason"] == listed[2]["reason"] == "not valid JSON"
+    assert listed[1]["reason"] == "row is not an object"
+    assert listed[4]["reason"].startswith("not UTF-8")
+    assert report.kept == 40
+
+
+def test_text_is_normalised_and_text_of_nothing_is_rejected(run):
+    rows = [qa("Ɛte\u00a0sɛn?\r\n", "ɛyɛ\u200b"), qa("\u200b", "x")]
+    report, dataset, rejected = run(rows, max_rejected=0.5)
+    assert [turn["content"] for turn in dataset[0]["conversations"]] == ["Ɛte sɛn?", "ɛyɛ"]
+    assert rejected[0]["reason"] in ("empty turn", "no user turn")
+    assert report.quality.changed_by_normalisation >= 1
+    _, dataset, _ = run(rows[:1], normalise=False)
+    assert dataset[0]["conversations"][0]["content"] == "Ɛte\u00a0sɛn?"
+
+
+def test_personal_data_is_counted_or_redacted(run):
+    rows = [qa("Write to ama.mensah@example.org please", "done"), qa("hello")]
+    report, dataset, _ = run(rows)
+    assert report.quality.pii.findings == {"email": 1}
+    assert "ama.mensah" in dataset[0]["conversations"][0]["content"]
+    assert "ama.mensah" not in report.model_dump_json()
+    report, dataset, _ = run(rows, quality=QualityConfig(pii=PiiConfig(action="redact")))
+    assert dataset[0]["conversations"][0]["content"] == "Write to [EMAIL] please"
+    assert (report.quality.pii.redacted, report.quality.pii.findings) == (True, {"email": 1})
+    report, _, _ = run(rows, quality=QualityConfig(pii=PiiConfig(action="off")))
+    assert not report.quality.pii.looked
+
+
+@pytest.mark.parametrize(("action", "kept", "gone"), [("report", 3, 0), ("remove", 2, 1)])
+def test_rows_of_a_benchmark_are_reported_or_removed(run, action, kept, gone):
+    rows = [qa("first"), qa(LONG), qa("third")]
+    config = QualityConfig(contamination=ContaminationConfig(files=("x",), action=action))
+    report, dataset, _ = run(rows, quality=config, benchmarks=[LONG])
+    assert (report.kept, report.contaminated, len(dataset)) == (kept, gone, kept)
+    assert (report.quality.contamination.rows, report.quality.contamination.items_hit) == (1, 1)
+    assert report.rows == report.kept + report.contaminated
+
+
+def mixed(tmp_path, jsonl, sizes, weights, workers, seed=0):
+    for name, size in sizes.items():
+        jsonl(tmp_path / f"{name}.jsonl", [qa(f"{name} {n}", f"{name}{n}") for n in range(size)])
+    sources = [SourceConfig(path=f"{name}.jsonl", weight=weights[name]) for name in sizes]
+    ingest(sources, tmp_path / "c.parquet", base=tmp_path, cache=tmp_path)
+    target = tmp_path / f"d{seed}.parquet"
+    report = format_records(
+        tmp_path / "c.parquet", target, tmp_path / "r", FormatConfig(), workers=workers, seed=seed
+    )
+    return report, [row["id"] for row in read_dataset(target)]
+
+
+def test_a_mix_follows_its_weights_after_cleaning(tmp_path, jsonl):
+    report, ids = mixed(tmp_path, jsonl, {"a": 60, "b": 100}, {"a": 3, "b": 1}, Inline())
+    assert report.kept_by_source == {"a.jsonl": 60, "b.jsonl": 20}
+    assert (report.kept, report.mixed_out) == (80, 80)
+    assert mixed(tmp_path, jsonl, {"a": 60, "b": 100}, {"a": 3, "b": 1}, Inline(), seed=1)[1] != ids
+
+
+def test_equal_weights_keep_every_row_once(tmp_path, jsonl):
+    report, ids = mixed(tmp_path, jsonl, {"a": 7, "b": 31}, {"a": 2, "b": 2}, Inline())
+    assert (report.kept, report.mixed_out, len(set(ids))) == (38, 0, 38)
+
+
+def test_fields_named_by_the_config_are_used(tmp_path, jsonl):
+    jsonl(tmp_path / "a.jsonl", [{"frage": "1?", "antwort": "eins", "note": 3}])
+    source = SourceConfig(path="a.jsonl", fields=FieldsConfig(user="frage", assistant="antwort"))
+    ingest([source], tmp_path / "c.parquet", base=tmp_path, cache=tmp_path)
+    report = format_records(
+        tmp_path / "c.parquet", tmp_path / "d", tmp_path / "r", FormatConfig(), workers=Inline()
+    )
+    row = next(read_dataset(tmp_path / "d"))
+    assert [turn["content"] for turn in row["conversations"]] == ["1?", "eins"]
+    assert row["metadata"] == {"note": 3}
+    assert report.formats == {"mapped": 1}
+    assert "frage" in report.looks_like[0]
+
+
+def test_workers_do_not_change_a_byte(tmp_path, jsonl, monkeypatch):
+    monkeypatch.setattr("core.data.parts.PART_ROWS", 50)
+    report, _ = mixed(tmp_path, jsonl, {"a": 170, "b": 230}, {"a": 1, "b": 1}, Inline())
+    alone = (tmp_path / "d0.parquet").read_bytes()
+    with open_workers("local", 2, None) as workers:
+        again, _ = mixed(tmp_path, jsonl, {"a": 170, "b": 230}, {"a": 1, "b": 1}, workers)
+    assert (tmp_path / "d0.parquet").read_bytes() == alone
+    assert again == report

@@ -1,18 +1,10 @@
-import json
-
 import pytest
 
+from core.data import parts
 from core.data.config import SourceConfig
 from core.data.ingest import ingest
+from core.data.parts import notes_of, parts_of, read_part
 from core.errors import DataError
-
-
-def source(path, weight=1.0, format="auto"):
-    return SourceConfig(path=path, weight=weight, format=format)
-
-
-def rows_of(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture
@@ -23,58 +15,60 @@ def base(tmp_path, jsonl):
     return tmp_path
 
 
-def test_equal_weights_keep_every_row_once_with_its_origin(base):
-    report = ingest(
-        [source("a", 2), source("b.jsonl", 2, "alpaca")], base / "out/corpus.jsonl", base=base, seed=1
+def gather(base, *sources):
+    target = base / "out/corpus.parquet"
+    report = ingest(sources, target, base=base, cache=base / "cache")
+    return report, [row for part in parts_of(target) for row in read_part(part).to_pylist()], target
+
+
+def test_every_row_is_kept_once_with_its_origin(base):
+    report, rows, target = gather(
+        base, SourceConfig(path="a", weight=2), SourceConfig(path="b.jsonl", weight=2, format="alpaca")
     )
-    rows = rows_of(base / "out/corpus.jsonl")
-    assert [row["row"]["q"] for row in rows[:60]] == [f"ɛ{n}" for n in range(40)] + [
-        f"a{n}" for n in range(40, 60)
-    ]
-    assert rows[0] == {"row": {"q": "ɛ0"}, "format": "auto", "origin": {"file": "a/one.jsonl", "line": 1}}
-    assert rows[59]["origin"] == {"file": "a/two.jsonl", "line": 20}
-    assert rows[60]["format"] == "alpaca"
+    assert rows[0] == {"row": '{"q": "ɛ0"}', "problem": None, "file": "a/one.jsonl", "line": 1, "source": 0}
+    assert (rows[59]["file"], rows[59]["line"]) == ("a/two.jsonl", 20)
+    assert (rows[60]["file"], rows[60]["source"]) == ("b.jsonl", 1)
     assert report.rows == len(rows) == 160
-    assert [(s.path, s.files, s.rows, s.taken) for s in report.sources] == [
-        ("a", 2, 60, 60),
-        ("b.jsonl", 1, 100, 100),
-    ]
+    assert [(s.path, s.files, s.rows, s.wanted) for s in report.sources] == [("a", 2, 60, 0.5), ("b.jsonl", 1, 100, 0.5)]
+    assert not report.is_weighted
+    assert [note["format"] for note in notes_of(target)] == ["auto", "alpaca"]
 
 
-def test_different_weights_sample_without_repetition(base):
-    target = base / "corpus.jsonl"
-    report = ingest([source("a", 3), source("b.jsonl", 1)], target, base=base, seed=1)
-    questions = [row["row"]["q"] for row in rows_of(target)]
-    assert len(questions) == len(set(questions)) == report.rows == 80
-    assert sum(q.startswith("b") for q in questions) == 20
-    assert [(s.rows, s.taken) for s in report.sources] == [(60, 60), (100, 20)]
+def test_weights_are_only_noted_here(base):
+    report, rows, target = gather(base, SourceConfig(path="a", weight=3), SourceConfig(path="b.jsonl"))
+    assert len(rows) == 160
+    assert report.is_weighted
+    assert [source.wanted for source in report.sources] == [0.75, 0.25]
+    assert [note["weight"] for note in notes_of(target)] == [3, 1]
 
 
-def test_the_sample_follows_the_seed(base):
-    def taken(seed):
-        ingest([source("a", 3), source("b.jsonl", 1)], base / "c.jsonl", base=base, seed=seed)
-        return (base / "c.jsonl").read_bytes()
-
-    assert taken(1) == taken(1) != taken(2)
+def test_unreadable_files_in_a_folder_are_noted(base):
+    (base / "a/picture.pdf").write_bytes(b"%PDF")
+    report, _, _ = gather(base, SourceConfig(path="a"))
+    assert report.notes == ("a/picture.pdf: not a data file, passed over",)
 
 
-def test_passed_over_files_are_noted(base):
-    (base / "a/sheet.parquet").write_bytes(b"PAR1")
-    report = ingest([source("a")], base / "c.jsonl", base=base, seed=1)
-    assert report.notes == ("a/sheet.parquet: not a data file, passed over",)
+def test_a_failed_ingest_leaves_the_old_corpus(base):
+    _, _, target = gather(base, SourceConfig(path="a"))
+    before = target.read_bytes()
+    (base / "b.jsonl").write_bytes(b"")
+    with pytest.raises(DataError):
+        gather(base, SourceConfig(path="a"), SourceConfig(path="b.jsonl"))
+    assert target.read_bytes() == before
+    assert [path.name for path in target.parent.iterdir()] == ["corpus.parquet"]
 
 
-def test_a_broken_row_leaves_no_corpus(base):
-    with (base / "b.jsonl").open("a") as file:
-        file.write("{oops\n")
-    with pytest.raises(DataError) as error:
-        ingest([source("a"), source("b.jsonl")], base / "c.jsonl", base=base, seed=1)
-    assert error.value.where == "b.jsonl:101"
-    assert not (base / "c.jsonl").exists()
-    assert not list(base.glob(".*.part"))
+def test_parts_end_where_the_rows_say(base, monkeypatch):
+    monkeypatch.setattr(parts, "PART_ROWS", 25)
+    _, rows, target = gather(base, SourceConfig(path="a"), SourceConfig(path="b.jsonl"))
+    sizes = [read_part(part).num_rows for part in parts_of(target)]
+    assert max(sizes) <= 25
+    assert sum(sizes) == len(rows) == 160
 
 
-def test_an_empty_file_in_a_folder_is_an_error(base):
-    (base / "a/three.jsonl").write_text("")
-    with pytest.raises(DataError, match=r"a/three\.jsonl: holds no rows"):
-        ingest([source("a")], base / "c.jsonl", base=base, seed=1)
+def test_progress_is_told(base):
+    told = []
+    ingest(
+        [SourceConfig(path="a")], base / "c", base=base, cache=base, advanced=lambda done, total, what: told.append(done)
+    )
+    assert told == [40, 60]

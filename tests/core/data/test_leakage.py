@@ -1,10 +1,15 @@
 import pytest
 
-from core.data.leakage import count_duplicates, measure_leakage
+from core.data.leakage import measure
 from core.data.reports import Leakage
+from core.data.workers import Inline
 from core.errors import DataError
 
-NONE = Leakage(exact=0, normalised=0, groups=0)
+NONE = Leakage(exact=0, normalised=0, groups=0, near=None)
+
+
+def measure_leakage(folder, group_by=None, threshold=None):
+    return measure(folder, Inline(), folder, group_by=group_by, threshold=threshold).leakage
 
 
 @pytest.fixture
@@ -38,9 +43,9 @@ def test_planted_leaks_are_counted_by_pair_and_kind(lay):
         test=[("exact", "y", {"book": 2}), ("exact", "z", {"book": 1}), ("SAME question", "x", {"book": 9})],
     )
     assert measure_leakage(folder, "book") == {
-        "train/val": Leakage(exact=0, normalised=1, groups=0),
-        "train/test": Leakage(exact=1, normalised=2, groups=2),
-        "val/test": Leakage(exact=0, normalised=1, groups=0),
+        "train/val": Leakage(exact=0, normalised=1, groups=0, near=None),
+        "train/test": Leakage(exact=1, normalised=2, groups=2, near=None),
+        "val/test": Leakage(exact=0, normalised=1, groups=0, near=None),
     }
     assert measure_leakage(folder)["train/test"].groups == 0
 
@@ -61,4 +66,29 @@ def test_blank_and_structured_groups_are_refused(lay, value):
 
 def test_duplicates_are_equal_conversations(lay):
     folder = lay(train=[("a", "x", {}), ("A ", "X", {}), ("a", "y", {}), ("a", "x", {"m": 1})])
-    assert count_duplicates(folder / "train.jsonl") == 2
+    assert measure(folder, Inline(), folder).duplicates == 2
+
+
+LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+
+
+def test_nearly_equal_questions_on_two_sides_are_counted_once_each(lay):
+    folder = lay(
+        train=[(LONG, "x", {}), (LONG + " seventeen", "x", {}), ("something else altogether here", "x", {})],
+        val=[("nothing like it at all", "x", {})],
+        test=[(LONG + " eighteen", "y", {}), ("again a question of its own", "y", {})],
+    )
+    found = measure_leakage(folder, threshold=0.8)
+    assert {pair: leak.near for pair, leak in found.items()} == {"train/val": 0, "train/test": 1, "val/test": 0}
+    assert found["train/test"].normalised == 0
+
+
+def test_splits_are_compared_by_source_and_by_fields_of_few_values(lay):
+    folder = lay(
+        train=[(f"q{n}", "x", {"topic": "ab"[n % 2], "page": n}) for n in range(20)],
+        test=[("other", "x", {"topic": "a", "page": 99})],
+    )
+    found = {c.property: c.counts for c in measure(folder, Inline(), folder).composition}
+    assert found["topic"] == {"train": {"a": 10, "b": 10}, "val": {"a": 0, "b": 0}, "test": {"a": 1, "b": 0}}
+    assert found["source"]["train"] == {"rows.jsonl": 20}
+    assert "page" not in found

@@ -6,8 +6,10 @@ from collections import Counter
 import pytest
 
 from core.data.config import SplitConfig
+from core.data.dataset_file import write_dataset
 from core.data.reports import FormatReport
 from core.data.split import split
+from core.data.workers import Inline
 from core.errors import DataError
 
 NAMES = ("train", "val", "test")
@@ -27,12 +29,20 @@ def place_of(folder):
 
 
 @pytest.fixture
-def divide(tmp_path, jsonl):
+def divide(tmp_path):
     def go(rows, target="splits", validation=None, formatted=None, **settings):
-        dataset = jsonl(tmp_path / "dataset.jsonl", rows)
-        given = jsonl(tmp_path / "validation.jsonl", validation) if validation is not None else None
+        dataset, given = tmp_path / "dataset.parquet", None
+        write_dataset(dataset, rows)
+        if validation is not None:
+            given = tmp_path / "validation.parquet"
+            write_dataset(given, validation)
         report = split(
-            dataset, tmp_path / target, SplitConfig(**settings), validation=given, formatted=formatted
+            dataset,
+            tmp_path / target,
+            SplitConfig(**settings),
+            workers=Inline(),
+            validation=given,
+            formatted=formatted,
         )
         return report, tmp_path / target
 

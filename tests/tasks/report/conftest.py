@@ -4,13 +4,13 @@ import math
 
 import pytest
 
-from core.data.reports import FormatReport, IngestReport, Leakage, SourceCount, SplitReport
 from core.deployment.reports import BundledFile, BundleReport, Smoke
 from core.evaluation.reports import Decoding, EvalReport, MetricValue
 from core.quantization.reports import QuantizedFile, QuantReport
 from core.training.reports import EvalLoss, TrainReport
 from gates.verdict import GATE_NAMES
 from tasks.report.page import AnswerRow, CheckView, CurvePoint, GateView, PhaseView, ReportData
+from tests.tasks.report import data_reports
 
 CAPITALS = (
     ("Ghana", "Accra", "Africa"),
@@ -139,40 +139,11 @@ def full() -> ReportData:
             )
             for i, name in enumerate(PHASES)
         ),
-        ingest=IngestReport(
-            rows=2710,
-            notes=("data/tutor/readme.txt was passed over: no known format",),
-            sources=(
-                SourceCount(path="data/tutor/*.jsonl", files=4, rows=2400, taken=2400),
-                SourceCount(path="data/extra.csv", files=1, rows=620, taken=310),
-            ),
-        ),
-        formatted=FormatReport(
-            rows=2710,
-            kept=2600,
-            rejected=65,
-            duplicates=45,
-            reasons={"no answer": 41, "unknown shape": 16, "not valid JSON": 8},
-            formats={"alpaca": 1900, "messages": 700},
-            max_rejected=0.05,
-        ),
-        split=SplitReport(
-            train=2080,
-            val=260,
-            test=260,
-            requested={"train": 0.8, "val": 0.1, "test": 0.1},
-            duplicates=0,
-            leakage={
-                pair: Leakage(exact=0, normalised=0, groups=0)
-                for pair in ("train/val", "train/test", "val/test")
-            },
-            digests={"train": digest("1"), "val": digest("6"), "test": digest("7")},
-            rejected_share=0.024,
-            max_rejected=0.05,
-            strategy="random",
-            seed=3407,
-            removed=12,
-        ),
+        ingest=data_reports.INGEST,
+        formatted=data_reports.FORMATTED,
+        split=data_reports.SPLIT,
+        learning=data_reports.LEARNING,
+        test_uses=data_reports.TEST_USES,
         training=TrainReport(
             base_digest=digest("2"),
             train_digest=digest("1"),

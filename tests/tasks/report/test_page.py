@@ -119,7 +119,7 @@ def test_passed_run_shows_words_numbers_and_every_section(full: ReportData) -> N
         "name: geography-tutor",
         "python 3.11.2",
         "Ran on cpu",
-        "question: 12 rows",
+        "between splits: 12 rows",
         "data/tutor/readme.txt was passed over",
     ):
         assert expected in text
@@ -196,6 +196,7 @@ def test_text_has_contrast_in_both_schemes() -> None:
         ("muted", "sunk"),
         ("text", "sunk"),
     ]
+    pairs += [("text", "accent-soft"), ("text", "warn-soft"), ("muted", "accent-soft")]
     pairs += [("muted", "bad-soft"), ("text", "bad-soft"), ("page", "accent")]
     for palette in (light, dark):
         for text, ground in pairs:
@@ -292,10 +293,12 @@ def test_blocked_at_an_unknown_or_unnamed_gate_still_renders() -> None:
     assert "custom-gate" in words(render_report(minimal(status="blocked", blocked_at="custom-gate")))
 
 
-PARTS = ("ingest", "formatted", "split", "training", "baseline", "tuned", "quantized", "bundle")
+PARTS = ("ingest", "formatted", "split", "learning", "training", "baseline", "tuned", "quantized", "bundle")
 
 
-@pytest.mark.parametrize("part", [*PARTS, "curve", "answers", "phases", "gates", "links", "versions"])
+@pytest.mark.parametrize(
+    "part", [*PARTS, "test_uses", "curve", "answers", "phases", "gates", "links", "versions"]
+)
 def test_any_part_may_be_missing(full: ReportData, part: str) -> None:
     empty = ReportData.model_fields[part].default
     html = render_report(full.model_copy(update={part: empty}))

@@ -1,0 +1,145 @@
+"""File systems of other machines, opened with sane timeouts and errors a person understands."""
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import fsspec
+
+from core.data.sources.places import redacted, without_secrets
+from core.errors import DataError
+
+CONNECT_SECONDS = 10
+READ_SECONDS = 30
+_PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "http": "aiohttp",
+    "https": "aiohttp",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+    "sftp": "paramiko",
+    "ssh": "paramiko",
+    "smb": "smbprotocol",
+}
+_ACCESS = (
+    "log in with the tools of the provider; for a public S3 bucket set FSSPEC_S3_ANON=true in the environment"
+)
+T = TypeVar("T")
+
+
+def connect(url: str) -> tuple[Any, str]:
+    """Return the file system of an address, and the path on it.
+
+    Raises:
+        DataError: If the protocol is unknown, or the package for it is missing.
+    """
+    protocol = url.split("://", 1)[0].lower()
+    where = redacted(url)
+    if "::" in url:
+        raise DataError("chained addresses cannot be read", where=where, fix="name the file itself")
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url, **_options(protocol))
+    except ImportError as error:
+        package = _PACKAGES.get(protocol)
+        fix = f"pip install {package}" if package else without_secrets(str(error), url)
+        raise DataError(f"{protocol}:// needs a package that is missing", where=where, fix=fix) from None
+    except ValueError as error:
+        what = f"{protocol}:// is no known protocol" if "not known" in str(error) else "is no usable address"
+        raise DataError(what, where=where, fix="use s3://, gs://, https:// or a path") from None
+    # Listings of an earlier look in this process may be stale.
+    filesystem.invalidate_cache()
+    return filesystem, str(path)
+
+
+def _options(protocol: str) -> dict[str, Any]:
+    if protocol in ("http", "https"):
+        import aiohttp
+
+        limits = aiohttp.ClientTimeout(
+            total=None, connect=CONNECT_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS
+        )
+        return {"client_kwargs": {"timeout": limits}}
+    if protocol in ("s3", "s3a"):
+        retries = {"max_attempts": 2}
+        seconds = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
+        return {"config_kwargs": {**seconds, "retries": retries}}
+    return {"timeout": READ_SECONDS} if protocol in ("gs", "gcs") else {}
+
+
+@contextmanager
+def told(url: str) -> Iterator[None]:
+    """Turn whatever a network library raises into one message without secrets.
+
+    Raises:
+        DataError: Instead of any other exception.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # noqa: BLE001 - every backend raises its own kinds
+        # The original error may quote the address with its password, so it is not kept as the cause.
+        raise _unreachable(error, url) from None
+
+
+def _unreachable(error: Exception, url: str) -> DataError:
+    cause = error.__cause__ or error
+    status = getattr(cause, "status", None)
+    where = redacted(url)
+    if status == 404 or (isinstance(error, FileNotFoundError) and cause is error):
+        return DataError("no such file", where=where, fix="check the spelling of the address")
+    if status in (401, 403) or isinstance(error, PermissionError) or "Credentials" in type(cause).__name__:
+        return DataError("access is denied", where=where, fix=_ACCESS)
+    words = without_secrets(str(cause), url).split("\n")[0][:200] or type(cause).__name__
+    return DataError(
+        f"cannot be reached: {words}", where=where, fix="check the address and the network, then run again"
+    )
+
+
+class Guarded(io.RawIOBase):
+    """A file on a network whose errors are told by ``told``."""
+
+    def __init__(self, file: Any, url: str) -> None:
+        """Wrap an open file."""
+        self._file, self._url = file, url
+
+    def read(self, size: int = -1) -> bytes:
+        """Read some bytes."""
+        return bytes(self._ask(self._file.read, size))
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Jump to a place."""
+        return int(self._ask(self._file.seek, offset, whence))
+
+    def tell(self) -> int:
+        """Return the place."""
+        return int(self._ask(self._file.tell))
+
+    def seekable(self) -> bool:
+        """Tell whether one can jump; files of servers without ranges say yes and then refuse."""
+        try:
+            here = self._file.tell()
+            self._file.seek(here + 1)
+            self._file.seek(here)
+        except (ValueError, OSError):
+            return False
+        return True
+
+    def readable(self) -> bool:
+        """Tell that one can read."""
+        return True
+
+    def close(self) -> None:
+        """Close the file."""
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+    def _ask(self, call: Callable[..., T], *values: int) -> T:
+        with told(self._url):
+            return call(*values)

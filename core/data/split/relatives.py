@@ -1,0 +1,76 @@
+"""Rows that must stay on one side: equal questions, nearly equal ones, and those of one group."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from core.data.ingest import Advanced
+from core.data.near import find_similar
+from core.data.split.rows import I64, U64, Rows, wordings_of
+from core.data.workers import Workers
+
+
+class Links(NamedTuple):
+    """Pairs of rows that belong together."""
+
+    left: I64
+    right: I64
+
+
+def same(values: pa.ChunkedArray | pa.Array) -> Links:
+    """Link every row with the first one of the same value."""
+    coded = values.dictionary_encode()
+    codes = (coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded).indices.to_numpy()
+    _, first = np.unique(codes, return_index=True)
+    rows = np.arange(len(codes))
+    linked = first[codes] != rows
+    return Links(first[codes][linked].astype(np.int64), rows[linked].astype(np.int64))
+
+
+def nearly_same(
+    rows: Sequence[Rows], threshold: float, workers: Workers, scratch: Path, seed: int, advanced: Advanced
+) -> Links:
+    """Link questions that are nearly the same, over all given rows in order."""
+    similar = find_similar(
+        [part for some in rows for part in some.parts],
+        wordings_of,
+        threshold=threshold,
+        workers=workers,
+        scratch=scratch,
+        seed=seed,
+        advanced=lambda at, total: advanced(at, total, "parts compared"),
+    )
+    return Links(similar.left, similar.right)
+
+
+def families(links: Sequence[Links], total: int) -> I64:
+    """Return the number of each row's family, from 0: rows linked directly or through others."""
+    left = np.concatenate([link.left for link in links])
+    right = np.concatenate([link.right for link in links])
+    table = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(total, total))
+    _, labels = connected_components(table, directed=False)
+    members: I64 = labels.astype(np.int64)
+    return members
+
+
+def ranks(questions: pa.ChunkedArray, seed: int) -> U64:
+    """Return a pseudo-random number for each row, by its question and the seed alone."""
+    raw = np.frombuffer(b"".join(questions.to_pylist()), np.uint64).reshape(-1, 2)
+    value = raw[:, 0] ^ np.uint64((seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % 2**64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        value = (value ^ (value >> np.uint64(shift))) * np.uint64(factor)
+    mixed: U64 = (value ^ (value >> np.uint64(31))) ^ raw[:, 1]
+    return mixed
+
+
+def smallest_of(values: npt.NDArray[np.uint64], family: I64) -> U64:
+    """Return the smallest value of each family."""
+    least = np.full(int(family.max(initial=-1)) + 1, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(least, family, values)
+    return least

@@ -1,0 +1,69 @@
+"""What rows are divided by, read part by part."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+
+from core.data.config import SplitConfig
+from core.data.dataset_file import records_of
+from core.data.dedup import question_wording
+from core.data.fields import group_of, time_of
+from core.data.near import Texts
+from core.data.parts import Part, parts_of, read_column, read_part
+from core.data.workers import Workers
+from core.errors import DataError
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+
+
+class Rows(NamedTuple):
+    """The rows of a dataset, as far as dividing them needs."""
+
+    parts: Sequence[Part]
+    questions: pa.ChunkedArray
+    """Key of each row's question, 16 bytes."""
+    values: tuple[Any, ...]
+    """Value of the field the strategy goes by, one a row; empty if it needs none."""
+
+    @property
+    def total(self) -> int:
+        """How many rows."""
+        return len(self.questions)
+
+
+def read_rows(path: Path, config: SplitConfig, workers: Workers) -> Rows:
+    """Read what the strategy needs.
+
+    Raises:
+        DataError: If there is no row, or a row lacks the field.
+    """
+    questions = read_column(path, "question_key")
+    if not len(questions):
+        raise DataError("holds no rows", where=str(path), fix="add rows")
+    field = config.group_by or config.stratify_by or config.time_by
+    parts = parts_of(path)
+    if field is None:
+        return Rows(parts, questions, ())
+    read = functools.partial(_values, config.strategy, field)
+    return Rows(parts, questions, tuple(value for some in workers.map(read, parts) for value in some))
+
+
+def wordings_of(part: Part) -> Texts:
+    """Read what the questions of a part are compared by."""
+    wordings = [question_wording(record) for record in records_of(read_part(part, ["id", "body"]))]
+    texts = pa.array([wording.text for wording in wordings], pa.large_string())
+    return Texts(texts, np.array([wording.salt for wording in wordings], np.uint64))
+
+
+def _values(strategy: str, field: str, part: Part) -> list[Any]:
+    table = read_part(part, ["id", "body"])
+    take = time_of if strategy == "time" else group_of
+    rows = zip(table["id"].to_pylist(), table["body"].to_pylist(), strict=True)
+    return [take({"id": identity, **orjson.loads(body)}, field) for identity, body in rows]
