@@ -14,6 +14,8 @@ READS = (
     "core.data.examples",
     "core.data.records",
     "core.data.templates",
+    "core.data.token_store",
+    "core.data.tool_turns",
     "core.models.loading",
     "tasks.chat_tokens",
 )

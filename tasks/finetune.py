@@ -15,6 +15,7 @@ from core.training.reports import EvalLoss, TrainReport
 from tasks.chat_tokens import READS as CHAT
 from tasks.chat_tokens import chat_tokenizer
 from tasks.context import RunContext
+from tasks.data_figures import track_reads
 from tasks.phase import Outcome, phase
 
 if TYPE_CHECKING:
@@ -65,10 +66,8 @@ def _finetune(
     base.verified(), splits.verified()
     root = context.workspace.root
     adapter, merged = root / save.lora_path, root / save.merged_path
-    prepared = prepare(base.path, splits, model, template)
-    if context.phase_run:
-        for name, path in (("training", splits.train), ("validation", splits.val)):
-            context.phase_run.dataset(path, file_digest(path), name)
+    prepared = prepare(base.path, splits, model, template, context.workspace.tokens)
+    track_reads(context, splits, "train", "val")
     tuned = train(context, key, base, prepared, model, lora, training, adapter)
     context.watcher.advanced("finetune", tuned.plan.total_steps, tuned.plan.total_steps, "merging")
     merge_error = fold(base, adapter, merged, prepared)
@@ -83,14 +82,16 @@ def _finetune(
 finetune = _finetune
 
 
-def prepare(base: Path, splits: Splits, model: ModelConfig, template: ChatTemplateName) -> Prepared:
-    """Tokenize train and val with the base's chat template; only assistant tokens carry loss."""
+def prepare(
+    base: Path, splits: Splits, model: ModelConfig, template: ChatTemplateName, cache: Path
+) -> Prepared:
+    """Tokenize train and val with the base's chat template, once; only assistant tokens carry loss."""
     from core.data.examples import encode_file
     from core.training.sft import SftInputs
 
     chat = chat_tokenizer(base, template)
-    train = encode_file(splits.train, chat, model.max_seq_length)
-    val = encode_file(splits.val, chat, model.max_seq_length)
+    train = encode_file(splits.train, chat, model.max_seq_length, cache=cache)
+    val = encode_file(splits.val, chat, model.max_seq_length, cache=cache)
     return Prepared(
         SftInputs(train.examples, val.examples, chat.pad_id), train.shortened + train.dropped, chat
     )

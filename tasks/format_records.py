@@ -7,6 +7,7 @@ from core.data.formatting import format_records as convert
 from core.data.reports import FormatReport
 from core.data.sources import source_digests
 from tasks.context import RunContext, current
+from tasks.data_figures import track_format
 from tasks.phase import Outcome, phase
 
 
@@ -64,6 +65,7 @@ def _format(
     note = f"{report.kept:,} kept, {report.rejected:,} rejected, {report.duplicates:,} duplicates"
     if report.near_duplicates:
         note += f", {report.near_duplicates:,} near-duplicates"
+    track_format(context, report)
     return Outcome(Formatted(artifact=Dataset.of(target), report=report), (target, rejected), note)
 
 

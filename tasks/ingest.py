@@ -8,6 +8,7 @@ from core.data.ingest import ingest as gather
 from core.data.reports import IngestReport
 from core.data.sources import source_digests
 from tasks.context import RunContext, current
+from tasks.data_figures import track_ingest
 from tasks.phase import Outcome, phase
 
 
@@ -33,6 +34,7 @@ def _ingest(
     )
     files = sum(source.files for source in report.sources)
     note = f"{report.rows:,} rows from {files} files"
+    track_ingest(context, report)
     return Outcome(Ingested(artifact=Corpus.of(target), report=report), (target,), note)
 
 

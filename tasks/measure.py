@@ -3,15 +3,17 @@
 import time
 from pathlib import Path
 
-from core.artifacts import Evaluation, PhaseResult, Splits, file_digest, write_json, write_jsonl
+from core.artifacts import Evaluation, PhaseResult, Splits, write_json, write_jsonl
 from core.data.config import ChatTemplateName
 from core.evaluation.config import EvaluationConfig
 from core.evaluation.reports import EvalReport
 from tasks.chat_tokens import READS as CHAT
 from tasks.chat_tokens import chat_tokenizer
 from tasks.context import RunContext
+from tasks.data_figures import track_reads
 from tasks.phase import Outcome
 from tasks.scores import headed
+from tasks.uses import use_test_set
 
 READS = (
     "core.evaluation.evaluate",
@@ -45,9 +47,7 @@ def measure(
     from core.models.loading import load_folder
 
     splits.verified()
-    tested = file_digest(splits.test)
-    if context.phase_run:
-        context.phase_run.dataset(splits.test, tested, "evaluation")
+    track_reads(context, splits, "test")
     model = load_folder(folder)
     result = evaluate(
         TorchResponder(model, chat_tokenizer(folder, template), config.batch_size),
@@ -58,6 +58,7 @@ def measure(
         clock=time.monotonic,
         tick=lambda done, total: context.watcher.advanced(phase, done, total, "questions"),
     )
+    use_test_set(result.report.split_digest, phase, arm)
     name = "baseline" if arm == "baseline" else "evaluation"
     scores = write_json(context.workspace.metrics / f"{name}.json", headed(result.report))
     answers = context.workspace.metrics / f"{name}-answers.jsonl"

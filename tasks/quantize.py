@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,19 @@ from core.artifacts import (
     write_json,
     write_jsonl,
 )
+from core.data.records import Message
 from core.evaluation.config import EvaluationConfig
 from core.quantization.config import GgufType
 from core.quantization.reports import QuantizedFile, QuantReport
+from tasks.chat_tokens import chat_tokenizer
 from tasks.context import RunContext
+from tasks.data_figures import track_reads
 from tasks.phase import Outcome, phase
 from tasks.scores import headed
+from tasks.uses import use_test_set
+
+Prepare = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+"""Turns of a row in, turns for the file's own template out."""
 
 
 class QuantizedModels(PhaseResult[Quantized, QuantReport]):
@@ -35,6 +43,12 @@ READS = (
     "core.data.chat",
     "core.data.examples",
     "core.data.records",
+    "core.data.tool_turns",
+    "core.data.templates",
+    "core.data.batches",
+    "core.data.token_store",
+    "core.models.loading",
+    "tasks.chat_tokens",
     "core.deployment.gguf",
     "core.deployment.llama",
     "core.quantization",
@@ -58,12 +72,16 @@ def quantize(
 ) -> Outcome:
     """Convert once to 16 bit, quantize from it, and ask every file the same test questions."""
     merged.verified(), splits.verified()
+    track_reads(context, splits, "test")
     target = context.workspace.root / gguf_path
     reference = [row["prompt_ids"] for row in read_jsonl(scored.verified())]
+    prepare = with_tools(merged.path)
     write_files(context, merged.path, target, formats, name)
     files, answers = [], []
     for kind in formats:
-        measured, rows = examine(context, target / f"model-{kind}.gguf", kind, splits, config, reference)
+        measured, rows = examine(
+            context, target / f"model-{kind}.gguf", kind, splits, config, reference, prepare
+        )
         files.append(measured)
         answers.append(write_rows(context, kind, rows))
     for stale in context.workspace.metrics.glob("quantization-*-answers.jsonl"):
@@ -78,6 +96,18 @@ def quantize(
     note = " · ".join(f"{f.type} {f.evaluation.value:.3f} ({f.bytes / 1e6:.1f} MB)" for f in files)
     result = QuantizedModels(artifact=Quantized(path=target, digest=path_digest(target)), report=report)
     return Outcome(result, (target, scores, *answers), note)
+
+
+def with_tools(merged: Path) -> Prepare:
+    """Return the function that writes tool turns as the model was taught them; others stay as they are."""
+    chat = chat_tokenizer(merged, "chatml")
+
+    def prepare(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if not any(turn["role"] == "tool" or turn.get("tool_calls") for turn in turns):
+            return turns
+        return chat.template_messages([Message.model_validate(turn) for turn in turns])
+
+    return prepare
 
 
 def headed_files(report: QuantReport) -> dict[str, Any]:
@@ -129,6 +159,7 @@ def examine(
     splits: Splits,
     config: EvaluationConfig,
     reference: list[list[int]],
+    prepare: Prepare,
 ) -> tuple[QuantizedFile, list[dict[str, object]]]:
     """Run one file through llama.cpp on the test split, with its own tokenizer and template."""
     from core.deployment.llama import LlamaRuntime
@@ -139,7 +170,7 @@ def examine(
     digest = file_digest(path)
     with LlamaRuntime(path, context_length=max(longest, 128), threads=context.threads) as runtime:
         result = evaluate(
-            LlamaResponder(runtime),
+            LlamaResponder(runtime, prepare),
             splits.test,
             config,
             arm=kind,
@@ -147,6 +178,7 @@ def examine(
             clock=time.monotonic,
             tick=lambda done, total: context.watcher.advanced("quantize", done, total, f"{kind} questions"),
         )
+    use_test_set(result.report.split_digest, "quantize", kind)
     own = [row["prompt_ids"] for row in result.rows]
     measured = QuantizedFile(
         type=kind,

@@ -11,6 +11,7 @@ from core.data.sources import source_digests
 from core.data.split import split as divide
 from core.data.workers import Workers
 from tasks.context import RunContext, current
+from tasks.data_figures import track_split
 from tasks.format_records import READS as FORMAT
 from tasks.ingest import READS as INGEST
 from tasks.phase import Outcome, phase
@@ -52,6 +53,7 @@ def _split(
             advanced=context.advanced("split"),
         )
     note = f"train {report.train:,} · val {report.val:,} · test {report.test:,}"
+    track_split(context, report)
     return Outcome(Divided(artifact=Splits.of(target), report=report), (target,), note)
 
 

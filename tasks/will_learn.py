@@ -52,5 +52,7 @@ def _look(context: RunContext, model: Checkpoint, splits: Splits, setup: Setup, 
     report = learn_report(model.path, splits.train, setup)
     write_json(context.workspace.learning, {"key": key, "report": report.model_dump(mode="json")})
     verdict = report.overfit.verdict if report.overfit else "not tried"
-    context.watcher.noted("split", f"{len(report.findings)} findings on learning; one batch by heart: {verdict}")
+    context.watcher.noted(
+        "split", f"{len(report.findings)} findings on learning; one batch by heart: {verdict}"
+    )
     return report

@@ -21,6 +21,7 @@ class Workspace:
         self.corpus = self.root / "data/corpus.parquet"
         self.dataset = self.root / "data/dataset.parquet"
         self.downloads = self.private / "downloads"
+        self.tokens = self.private / "tokens"
         self.rejected = self.root / "data/rejected.jsonl"
         self.learning = self.root / "data/will-it-learn.json"
         self.splits = self.root / "data/splits"

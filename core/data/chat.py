@@ -84,7 +84,8 @@ class ChatTokenizer:
         self.template = template
         self.folds_system = not self._takes_system()
         self._suffix, self._eot = self._derive_end_of_turn()
-        self._eot_id = int(tokenizer.convert_tokens_to_ids(self._eot))
+        end = tokenizer.convert_tokens_to_ids(self._eot)
+        self._eot_id = end if isinstance(end, int) else end[0]
         known = (ONE_CALL, SEVERAL_CALLS, WORDS_AND_CALL)
         self._writes = frozenset(need for need in known if self._can_write(need))
 

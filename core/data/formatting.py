@@ -281,7 +281,7 @@ def _report(
         near_examples=_examples(done, decided.near),
         near_threshold=config.near_threshold if config.near_duplicates == "remove" else None,
         looks_like=_looks(done),
-        kept_by_source={str(rule["path"]): rows for rule, rows in zip(rules.sources, sources, strict=True)},
+        kept_by_source={str(rule["name"]): rows for rule, rows in zip(rules.sources, sources, strict=True)},
         quality=_quality(done, finished, rules),
     )
 

@@ -62,7 +62,8 @@ def ingest(
     """
     opened = open_sources(sources, base, cache=cache)
     counts = [0] * len(sources)
-    rules = [_rules(source, text_field) for source in sources]
+    names = source_names(sources)
+    rules = [_rules(source, name, text_field) for source, name in zip(sources, names, strict=True)]
     with atomic_path(target) as part, PartWriter(part, CORPUS, rules) as writer:
         for number, source in enumerate(opened):
             for origin, batch in source.batches():
@@ -71,13 +72,25 @@ def ingest(
                 advanced(writer.rows, 0, "rows")
             if not counts[number]:
                 raise DataError("holds no rows", where=sources[number].path, fix="fill it, or take it out")
-    return _report(sources, opened, counts)
+    return _report(sources, names, opened, counts)
 
 
-def _rules(source: SourceConfig, text_field: str | None) -> dict[str, Any]:
+def source_names(sources: Sequence[SourceConfig]) -> list[str]:
+    """Return what reports call each source: its path, with the split or a number where two share it."""
+    paths = [source.path for source in sources]
+    names = [
+        source.path if paths.count(source.path) == 1 else f"{source.path} ({source.split})"
+        for source in sources
+    ]
+    return [
+        name if names.count(name) == 1 else f"{name} #{number}" for number, name in enumerate(names, start=1)
+    ]
+
+
+def _rules(source: SourceConfig, name: str, text_field: str | None) -> dict[str, Any]:
     fields = source.fields.model_dump(mode="json") if source.fields else None
     return {
-        "path": source.path,
+        "name": name,
         "format": source.format,
         "fields": fields,
         "weight": source.weight,
@@ -98,20 +111,22 @@ def _table(batch: RowBatch, origin: str, number: int) -> pa.Table:
     return pa.table(columns, schema=CORPUS)
 
 
-def _report(sources: Sequence[SourceConfig], opened: Sequence[Opened], counts: list[int]) -> IngestReport:
+def _report(
+    sources: Sequence[SourceConfig], names: Sequence[str], opened: Sequence[Opened], counts: list[int]
+) -> IngestReport:
     total = sum(source.weight for source in sources)
     return IngestReport(
         rows=sum(counts),
         sources=tuple(
             SourceCount(
-                path=source.path,
+                path=name,
                 files=len(part.files),
                 rows=rows,
                 taken=rows,
                 wanted=source.weight / total,
                 digest=_joint_digest(part.digests()),
             )
-            for source, part, rows in zip(sources, opened, counts, strict=True)
+            for source, name, part, rows in zip(sources, names, opened, counts, strict=True)
         ),
         notes=tuple(
             [f"{name}: not a data file, passed over" for part in opened for name in part.passed_over]

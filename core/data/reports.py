@@ -137,7 +137,7 @@ class FormatReport(Frozen):
     reasons: dict[str, int]
     """Rejected rows by reason."""
     formats: dict[str, int]
-    """Kept rows by detected format."""
+    """Usable rows by detected format, duplicates included."""
     max_rejected: float
     near_duplicates: int = 0
     """Rows dropped because an almost equal one was kept."""

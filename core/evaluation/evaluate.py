@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from core.artifacts import file_digest, read_jsonl
+from core.data.records import Message as Turn
+from core.data.tool_turns import said
 from core.errors import DataError
 from core.evaluation.config import EvaluationConfig
 from core.evaluation.graders import GRADERS
 from core.evaluation.reports import Decoding, EvalReport, MetricValue
 from core.evaluation.statistics import mean_interval
 
-Message = dict[str, str]
+Message = dict[str, Any]
+"""A turn as split files hold it: role, content, and what tools need."""
 Tick = Callable[[int, int], None]
 """Called with (done, total) as answers arrive."""
 
@@ -51,15 +54,26 @@ class Evaluated(NamedTuple):
 
 
 def read_questions(test: Path, limit: int | None = None) -> list[Question]:
-    """Read test rows; the last assistant message becomes the reference.
+    """Read test rows; what the last assistant turn says, its calls included, becomes the reference.
+
+    Plain texts among the rows have no question and are passed over.
 
     Raises:
-        DataError: If there is no row.
+        DataError: If there is no row, or none with a question.
     """
+    rows = list(read_jsonl(test))
     questions = []
-    for row in read_jsonl(test):
-        *before, last = row["conversations"]
-        questions.append(Question(row["id"], before, last["content"], row.get("metadata", {})))
+    for row in rows:
+        if "conversations" in row:
+            *before, last = row["conversations"]
+            reference = said(Turn.model_validate(last))
+            questions.append(Question(row["id"], before, reference, row.get("metadata", {})))
+    if rows and not questions:
+        raise DataError(
+            "the test split holds plain text only, which has no question to grade",
+            where=str(test),
+            fix="add sources with questions and answers",
+        )
     if not questions:
         raise DataError("the test split is empty", where=str(test), fix="add rows, or raise split.test")
     return questions[:limit]
@@ -129,12 +143,18 @@ def _interval(values: Sequence[float], config: EvaluationConfig) -> MetricValue:
     return MetricValue(value=value, low=low, high=high, n=len(values))
 
 
+def _asked(messages: Sequence[Message]) -> str:
+    """Return what the user last said; a tool's answer may have come after it."""
+    said_by_user = [turn["content"] for turn in messages if turn["role"] == "user"]
+    return str((said_by_user or [messages[-1]["content"]])[-1])
+
+
 def _row(
     question: Question, answer: Answer, scores: dict[Any, tuple[float, ...]], index: int
 ) -> dict[str, Any]:
     return {
         "id": question.id,
-        "question": question.messages[-1]["content"],
+        "question": _asked(question.messages),
         "messages": question.messages,
         "reference": question.reference,
         "answer": answer.text,

@@ -10,6 +10,8 @@ from tasks.report.charts import Bar, Span, Tick, composition, nice_step, rounded
 
 ROOM = 7.0
 """Least distance between two labels of a length axis."""
+LEAST = 35.0
+"""Least width of the bars beside a far limit."""
 SLACK = 1e-9
 """Logarithms there and back are not exact."""
 
@@ -66,15 +68,18 @@ def histogram(
         counts: n counts.
         marks: Values to draw a line at, by name; those outside the axis are left out.
         limit: Length that nothing may exceed; bars behind it are marked. The axis is stretched to show it, unless
-            that would squeeze the bars into a tenth of the plot.
+            that would squeeze the bars into less than ``LEAST`` of the plot.
 
     Returns:
         Positions; None when nothing was counted.
     """
     if len(edges) < 2 or len(edges) != len(counts) + 1 or not any(counts):
         return None
-    shown = limit is not None and edges[0] < limit <= 10 * edges[-1]
-    axis = _length_axis(edges[0], max(edges[-1], limit) if limit is not None and shown else edges[-1])
+    stretched = None if limit is None else _length_axis(edges[0], max(edges[-1], limit), edges[-1])
+    shown = (
+        limit is not None and stretched is not None and edges[0] < limit and stretched.at(edges[-1]) >= LEAST
+    )
+    axis = stretched if stretched and shown else _length_axis(edges[0], edges[-1], edges[-1])
     top = nice_step(0, max(counts), 3)
     y = rounded(0, max(counts), top)
     placed = [
@@ -121,9 +126,10 @@ class _LengthAxis(NamedTuple):
         return self.span.at(math.log1p(value) if self.is_log else value)
 
 
-def _length_axis(low: float, high: float) -> _LengthAxis:
-    # The logarithm of one more than the length: there are empty texts.
-    if low >= 0 and high > 20 * max(1.0, low):
+def _length_axis(low: float, high: float, longest: float) -> _LengthAxis:
+    # A wide range, or one stretched far beyond the longest, has its bars squeezed on a straight axis.
+    if low >= 0 and (longest > 20 * max(1.0, low) or high > 2.5 * longest):
+        # Of one more than the length: there are empty texts.
         return _LengthAxis(Span(math.log1p(low), math.log1p(high)), is_log=True)
     return _LengthAxis(Span(low, high), is_log=False)
 

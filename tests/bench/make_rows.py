@@ -278,7 +278,7 @@ class Maker:
             "empty answer": _json(whole | {"output": " "}),
             "number": _json(whole | {"output": number}),
             "list": _json([question, answer]),
-            "unknown shape": _json({"heading": question, "body": answer}),
+            "unknown shape": _json({"left": question, "right": answer}),
         }
         return lines[how]
 

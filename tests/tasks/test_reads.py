@@ -12,10 +12,16 @@ from tasks.events import PHASES
 
 ROOT = Path(__file__).parents[2]
 MODULES = {phase: f"tasks.{phase}" for phase in PHASES} | {"format": "tasks.format_records"}
-SETTINGS = ("config", "reports")
+SETTINGS = ("config", "reports", "learning_reports")
 """Settings and reports are inputs: their values are in the key."""
-SHARED = {"core.artifacts", "core.config", "core.errors"}
-"""They move and name results but do not make them."""
+SHARED = {
+    "core.artifacts",
+    "core.config",
+    "core.errors",
+    "core.data.sources.places",
+    "core.data.workers.ray_engine",
+}
+"""They move, name or show results but do not make them."""
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,8 @@ def _options(protocol: str) -> dict[str, Any]:
         limits = aiohttp.ClientTimeout(
             total=None, connect=CONNECT_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS
         )
-        return {"client_kwargs": {"timeout": limits}}
+        # Logins come from ~/.netrc and proxies from the environment, as with every other download tool.
+        return {"client_kwargs": {"timeout": limits, "trust_env": True}}
     if protocol in ("s3", "s3a"):
         retries = {"max_attempts": 2}
         seconds = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}

@@ -140,17 +140,11 @@ def _closest(have: I64, wanted: I64, more: int, left: int) -> int:
     asked = [split for split in range(3) if wanted[split]] or [0]
     empty = [split for split in asked if not have[split]]
     candidates = empty if empty and left <= len(empty) else asked
-    # First the distance that the family adds or takes away, then how empty the split still is.
-    return min(
-        candidates,
-        key=lambda s: (
-            abs(have[s] + more - wanted[s]) - abs(have[s] - wanted[s]),
-            have[s] / max(wanted[s], 1),
-        ),
-    )
+    return min(candidates, key=lambda split: _cost(int(have[split]), more, int(wanted[split])))
 
 
 def _cost(have: int, more: int, want: int) -> tuple[int, float]:
+    # First the distance that the family adds or takes away, then how empty the split still is.
     return abs(have + more - want) - abs(have - want), have / max(want, 1)
 
 

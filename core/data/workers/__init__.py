@@ -37,7 +37,7 @@ class Workers(Protocol):
         """Yield ``function(job)`` for every job, in the order of the jobs.
 
         Jobs are taken from the iterable only as they are needed, at most ``2 * count`` ahead of the
-        result that is awaited. Closing the iterator drops the jobs that have not started.
+        result that is awaited. After closing the iterator those may still be finished, no others.
 
         Args:
             function: Importable by name (no lambda, no closure), as are its arguments and results.
@@ -119,17 +119,15 @@ class Local:
         if len(first) < 2:
             yield from Inline().map(function, first)
             return
+        # Left early, these are not cancelled: in a pool that breaks, cancelled futures kill the thread that
+        # cleans up. They are few, and ``kill`` ends them.
         waiting: deque[Future[Result]] = deque()
-        try:
-            for job in chain(first, jobs):
-                waiting.append(self._submit(function, job))
-                if len(waiting) == 2 * self.count:
-                    yield _result(waiting.popleft())
-            while waiting:
+        for job in chain(first, jobs):
+            waiting.append(self._submit(function, job))
+            if len(waiting) == 2 * self.count:
                 yield _result(waiting.popleft())
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield _result(waiting.popleft())
 
     def _submit(self, function: Callable[[Job], Result], job: Job) -> "Future[Result]":
         # A process is started on demand. It inherits the mask and is deaf to Ctrl-C from its first moment.

@@ -134,6 +134,9 @@ DAMAGES = {
     "cut short": lambda data: data[: len(data) // 2],
     "empty": lambda data: b"",
     "another byte": lambda data: data[:200] + bytes([data[200] ^ 1]) + data[201:],
+    "another token": lambda data: (
+        data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+    ),
     "junk": lambda data: b"\x00junk",
 }
 

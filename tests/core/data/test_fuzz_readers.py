@@ -32,7 +32,7 @@ OBJECTS = st.lists(st.dictionaries(TEXT, VALUES, max_size=4), min_size=1, max_si
 
 
 def read(data, name):
-    return [batch for batch in read_open(io.BytesIO(data), name, name)]
+    return list(read_open(io.BytesIO(data), name, name))
 
 
 def values(data, name):

@@ -59,7 +59,7 @@ def test_json_lines_are_cut_but_not_parsed(tmp_path):
 @pytest.mark.parametrize("holder", ["data", "rows", "examples", "train"])
 def test_json_list_alone_or_in_an_object(tmp_path, holder):
     assert read(put(tmp_path, "a.json", '[\n{"a": 1},\n{"a":\n2}]')) == [(2, {"a": 1}), (3, {"a": 2})]
-    text = '{"version": {"data": [9]}, "x": 1, "%s" : [\n{"a": 1}], "end": 0}' % holder
+    text = '{"version": {"data": [9]}, "x": 1, "HOLDER" : [\n{"a": 1}], "end": 0}'.replace("HOLDER", holder)
     assert read(put(tmp_path, "b.json", text)) == [(2, {"a": 1})]
 
 

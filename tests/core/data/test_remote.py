@@ -1,5 +1,6 @@
 """Sources on other machines: a file system in memory, and a web server on this machine."""
 
+import base64
 import gzip
 import http.server
 import json
@@ -13,7 +14,15 @@ import pytest
 
 from core.data.config import SourceConfig
 from core.data.sources import open_sources, source_digests
+from core.data.sources.remote import Remote
 from core.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
 
 
 @pytest.fixture
@@ -175,9 +184,22 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(site, opened, tmp_path):
     assert rows_of(opened(url)) == [{"a": 1}]
 
 
-def test_secrets_of_an_address_are_used_and_never_shown(site, opened, tmp_path):
+def direct(url, tmp_path):
+    """Open an address that a config would refuse for the secrets in it."""
+    return Remote(url, cache=tmp_path / "cache", streaming=False, max_rows=None)
+
+
+def test_a_login_from_netrc_is_used(site, opened, tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password word\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     site.pages["/x.jsonl"] = b'{"a": 1}\n'
-    source = opened(f"http://me:pass%40word@{site.url}/x.jsonl?X-Signature=abc123")
+    assert rows_of(opened(f"http://{site.url}/x.jsonl")) == [{"a": 1}]
+    assert site.fetched[0][1]["Authorization"] == "Basic " + base64.b64encode(b"me:word").decode()
+
+
+def test_secrets_of_an_address_are_used_and_never_shown(site, tmp_path):
+    site.pages["/x.jsonl"] = b'{"a": 1}\n'
+    source = direct(f"http://me:pass%40word@{site.url}/x.jsonl?X-Signature=abc123", tmp_path)
     assert rows_of(source) == [{"a": 1}]
     assert site.fetched[0][0] == "/x.jsonl?X-Signature=abc123"
     assert site.fetched[0][1]["Authorization"].startswith("Basic ")
@@ -194,11 +216,11 @@ def test_secrets_of_an_address_are_used_and_never_shown(site, opened, tmp_path):
 
 
 @pytest.mark.parametrize("path", ["/none.jsonl", "/secret.jsonl", "/ill.jsonl", "/x.xlsx"])
-def test_no_error_shows_a_secret(site, opened, path):
+def test_no_error_shows_a_secret(site, tmp_path, path):
     site.pages |= {"/secret.jsonl": 403, "/ill.jsonl": 500, "/x.xlsx": b"x"}
     url = f"http://me:password@{site.url}{path}?token=abc123"
     with pytest.raises(DataError) as error:
-        rows_of(opened(url))
+        rows_of(direct(url, tmp_path))
     assert error.value.where == f"http://{site.url}{path}"
     assert error.value.fix
     assert error.value.__cause__ is None

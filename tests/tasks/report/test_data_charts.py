@@ -48,6 +48,14 @@ def test_the_axis_is_stretched_to_show_a_limit_that_nothing_reaches():
     assert chart.limit == 100 and chart.bins[-1].start + chart.bins[-1].width == 50
 
 
+def test_a_limit_some_way_beyond_makes_the_axis_logarithmic_rather_than_squeeze_the_bars():
+    chart = histogram([14, 33, 53], [1, 1], {}, 256)
+    assert chart is not None and chart.limit == 100
+    end = chart.bins[-1].start + chart.bins[-1].width
+    assert end == pytest.approx(100 * math.log(54 / 15) / math.log(257 / 15), abs=0.01)
+    assert end > 40
+
+
 def test_a_limit_far_beyond_is_not_drawn_and_squeezes_nothing():
     chart = histogram([0, 4, 8], [1, 1], {}, 8192)
     assert chart is not None

@@ -260,6 +260,15 @@ def test_the_tokens_joined_are_the_text_of_the_example():
     assert shown.replace("↵", "") == "".join(token.text for token in example.tokens)
 
 
+def test_examples_that_all_fit_are_said_to_fit():
+    counts = found.LEARNING.counts.model_copy(update={"cut_examples": 0})
+    assert "no example is longer" in text_of(with_learning(counts=counts))
+
+
+def test_languages_of_all_rows_are_no_sample():
+    assert "Guessed for all 2,600 rows" in text_of(with_quality(language_sample=2600))
+
+
 def test_errors_are_said_first():
     finding = found.LEARNING.findings[0].model_copy(update={"level": "error"})
     text = text_of(with_learning(findings=(finding,)))
