@@ -117,6 +117,7 @@ def prefect_environment(settings: Settings, api_url: str | None) -> dict[str, st
         "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
         "MLFLOW_TRACKING_URI": settings.mlflow_uri,
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "RAY_USAGE_STATS_ENABLED": "0",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         # The run's own display replaces the libraries' bars and advice.

@@ -70,8 +70,10 @@ def split(
 
 def prepare_given(context: RunContext, source: SourceConfig, workers: Workers) -> Path:
     """Turn the rows of a given validation file into conversations, by the same rules as the rest."""
+    # Whoever gives a validation file means its rows; only true repetitions go.
+    given = FormatConfig(near_duplicates="keep")
     folder = context.workspace.private / "validation"
     corpus, dataset = folder / "corpus.parquet", folder / "dataset.parquet"
     ingest([source], corpus, base=context.base, cache=context.workspace.downloads)
-    format_records(corpus, dataset, folder / "rejected.jsonl", FormatConfig(), workers=workers)
+    format_records(corpus, dataset, folder / "rejected.jsonl", given, workers=workers)
     return dataset

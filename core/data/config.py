@@ -115,6 +115,8 @@ class FormatConfig(Block):
     """What becomes of rows whose wording is almost that of an earlier row."""
     near_threshold: float = Field(default=0.8, gt=0.5, le=1)
     """Similarity from which two texts count as near-duplicates: the share of three-word sequences in common."""
+    near_numbers: Literal["distinct", "ignore"] = "distinct"
+    """distinct: short texts with different numbers are never near-duplicates. ignore: numbers are words like others."""
     normalise: bool = True
     """Level Unicode composition, invisible characters, odd spaces and line ends; letters are never changed."""
 

@@ -156,7 +156,7 @@ def _decide(
     kept[duplicates] = False
     near: dict[int, int] = {}
     if config.deduplicate and config.near_duplicates == "remove":
-        near = _near_duplicates(done, kept, rules, config.near_threshold, workers, advanced)
+        near = _near_duplicates(done, kept, rules, config, workers, advanced)
         kept[list(near)] = False
     left_out = _left_out(done, kept, rules, seed)
     kept[left_out] = False
@@ -196,14 +196,15 @@ def _near_duplicates(
     done: Sequence[ConvertedPart],
     kept: Mask,
     rules: Rules,
-    threshold: float,
+    config: FormatConfig,
     workers: Workers,
     advanced: Advanced,
 ) -> dict[int, int]:
     similar = find_similar(
         [part.usable for part in done],
         wordings_of,
-        threshold=threshold,
+        threshold=config.near_threshold,
+        numbers_matter=config.near_numbers == "distinct",
         workers=workers,
         scratch=rules.scratch,
         advanced=lambda at, total: advanced(at, total, "parts compared"),

@@ -18,7 +18,7 @@ from core.data.fields import group_of
 from core.data.near import Texts, find_similar
 from core.data.records import from_row
 from core.data.reports import Composition, Leakage
-from core.data.workers import Workers
+from core.data.workers import Inline, Workers
 
 NAMES = ("train", "val", "test")
 _CHUNK = 8 << 20
@@ -84,6 +84,9 @@ def measure(
         DataError: If a row lacks the group field.
     """
     chunks = [chunk for name in NAMES for chunk in _chunks(name, folder / f"{name}.jsonl")]
+    if sum(chunk.end - chunk.start for chunk in chunks) < _CHUNK:
+        # Three small files are three jobs, and not worth starting processes for.
+        workers = Inline()
     seen = []
     for part in workers.map(functools.partial(_look, group_by, scratch), chunks):
         seen.append(part)

@@ -52,7 +52,19 @@ def load_model(config: ModelConfig, *, trainable: bool = False) -> PreTrainedMod
             use_safetensors=True,
             trust_remote_code=False,
         )
-    return model if quantization else moved(model, device)
+    return without_packing(model) if quantization else moved(model, device)
+
+
+def without_packing(model: PreTrainedModel) -> PreTrainedModel:
+    """Keep bitsandbytes from repacking 4-bit weights on processors with AVX512-BF16.
+
+    It does so in the first evaluation, for good: the packed kernel has no gradient, so training that goes on after
+    a look at the validation loss would be silently wrong, and layers narrower than a block of 64 fail at once.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    return model
 
 
 def load_folder(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:

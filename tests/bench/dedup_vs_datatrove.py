@@ -8,7 +8,6 @@ Runs every contender in turn and then in reverse order, so that none has the qui
 import argparse
 import datetime
 import json
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from statistics import mean
 from typing import NamedTuple
 
 from tests.bench.judge import Quality, judge, load
-from tests.bench.measure import Usage, machine, measure
+from tests.bench.measure import Usage, machine, measure, shown
 
 HERE = Path(__file__).parent
 REPORT = HERE / "reports" / "2026-11-21-dedup.md"
@@ -27,7 +26,10 @@ PEERS = {
     "datatrove, word 3-grams": ["--ngrams", "3"],
     "datatrove, word 3-grams, words split at spaces": ["--ngrams", "3", "--words", "split"],
 }
-OURS = "Data Factory (word 3-grams, confirmed)"
+OURS = {
+    "Data Factory (word 3-grams, confirmed)": [],
+    "Data Factory, near_numbers: ignore": ["--numbers", "ignore"],
+}
 
 
 class Contender(NamedTuple):
@@ -55,7 +57,7 @@ def contenders(rows: Path, out: Path, python: str, workers: Sequence[int], chose
             script = [python, str(HERE / "datatrove_minhash.py"), texts, str(out), "--workers", str(count)]
             found.append(Contender(name, count, [*script, *flags]))
         ours = [sys.executable, "-m", "tests.bench.our_near", texts, str(out), "--workers", str(count)]
-        found.append(Contender(OURS, count, ours))
+        found += [Contender(name, count, [*ours, *flags]) for name, flags in OURS.items()]
     return [one for one in found if chosen in one.name]
 
 
@@ -133,7 +135,7 @@ def write(
     )
     lines += ["", "Seconds by stage (first run):", ""]
     lines += [f"- {one.name}, {one.workers}: {outcomes[one.name, one.workers][0].stages}" for one in everyone]
-    lines += ["", "Commands:", "", *(f"    {shlex.join(one.command)}" for one in everyone), ""]
+    lines += ["", "Commands:", "", *(f"    {shown(one.command)}" for one in everyone), ""]
     with report.open("a", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n")
 

@@ -2,7 +2,9 @@
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -100,6 +102,12 @@ class Watch:
                 continue
             rss, pss = rss + memory.rss, pss + (memory.pss if shared else 0)
         self.rss, self.pss = max(self.rss, rss), max(self.pss, pss)
+
+
+def shown(command: Sequence[str]) -> str:
+    """Return a command as one would type it in the repository."""
+    here = f"{Path(__file__).parents[2]}/"
+    return shlex.join(["python" if word == sys.executable else word.removeprefix(here) for word in command])
 
 
 def machine() -> str:

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import os
-import shlex
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ from core.data.formatting import format_records
 from core.data.ingest import ingest
 from core.data.split import split
 from core.data.workers import Workers, open_workers
-from tests.bench.measure import Usage, Watch, machine, measure
+from tests.bench.measure import Usage, Watch, machine, measure, shown
 
 REPORT = Path(__file__).parent / "reports" / "2026-11-21-million-rows.md"
 NAMES = ("train", "val", "test")
@@ -179,7 +178,7 @@ def _write(given: argparse.Namespace, outcomes: Sequence[tuple[int, Usage, dict[
     ]
     for count, _, outcome in outcomes:
         lines += [f"Digests with {count}:", "", *(f"    {n} {d}" for n, d in outcome["digests"].items()), ""]
-    lines += ["Commands:", "", *(f"    {shlex.join(_command(given, count))}" for count, _, _ in outcomes), ""]
+    lines += ["Commands:", "", *(f"    {shown(_command(given, count))}" for count, _, _ in outcomes), ""]
     with given.report.open("a", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n")
 

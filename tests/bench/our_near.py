@@ -57,7 +57,9 @@ def texts_of(piece: Piece) -> Texts:
     return Texts(pa.array([row["text"] for row in rows_of(piece)], pa.large_string()))
 
 
-def our_dedup(texts: Path, out: Path, workers: int, threshold: float) -> dict[str, float]:
+def our_dedup(
+    texts: Path, out: Path, workers: int, threshold: float, numbers_matter: bool
+) -> dict[str, float]:
     """Write the ids of the rows to remove; return the seconds of each stage."""
     shutil.rmtree(out, ignore_errors=True)
     scratch = out / "scratch"
@@ -72,7 +74,13 @@ def our_dedup(texts: Path, out: Path, workers: int, threshold: float) -> dict[st
     jobs = list(pieces(texts))
     with open_workers("local", workers, None) as crew:
         similar = find_similar(
-            jobs, texts_of, threshold=threshold, workers=crew, scratch=scratch, advanced=advanced
+            jobs,
+            texts_of,
+            threshold=threshold,
+            workers=crew,
+            scratch=scratch,
+            numbers_matter=numbers_matter,
+            advanced=advanced,
         )
     seconds["search"] = time.perf_counter() - began - seconds["signature"]
     removed = doubles(similar)
@@ -96,8 +104,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threshold", type=float, default=0.8)
+    parser.add_argument("--numbers", choices=["distinct", "ignore"], default="distinct")
     given = parser.parse_args()
-    print(json.dumps(our_dedup(given.texts, given.out, given.workers, given.threshold)))
+    distinct = given.numbers == "distinct"
+    print(json.dumps(our_dedup(given.texts, given.out, given.workers, given.threshold, distinct)))
 
 
 if __name__ == "__main__":

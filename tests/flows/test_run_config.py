@@ -207,7 +207,10 @@ def test_an_unknown_key_is_answered_with_the_nearest(blocks: dict[str, Any], mea
 
 def test_without_a_guess_the_keys_of_the_block_are_listed() -> None:
     (problem,) = problems(split={"zzz": 1})
-    assert problem.what == "is not a key; keys here: strategy, train, val, test, seed, group_by, stratify_by, time_by, near_threshold"
+    assert (
+        problem.what
+        == "is not a key; keys here: strategy, train, val, test, seed, group_by, stratify_by, time_by, near_threshold"
+    )
 
 
 def test_every_common_name_leads_to_a_real_key() -> None:

@@ -35,5 +35,7 @@ def phases_at_work(phases) -> str | None:
     return None
 
 
-artifacts._replace = kill
-cli.main()
+# Worker processes import this file too, and must not start a run of their own.
+if __name__ == "__main__":
+    artifacts._replace = kill
+    cli.main()

@@ -75,14 +75,16 @@ def test_a_broken_line_is_named_by_file_and_number(factory: Factory, tmp_path: P
     lines = rows.read_text().splitlines()
     lines[41] = '{"instruction": "Convert'
     rows.write_text("\n".join(lines))
-    assert "rows.jsonl:42" in refused(factory, tmp_path / "ws", *source(rows))
+    text = refused(factory, tmp_path / "ws", *source(rows), "-o", "format.max_rejected=0")
+    assert "rows.jsonl:42: not valid JSON" in text
+    listed = json.loads((tmp_path / "ws/data/rejected.jsonl").read_text())
+    assert (listed["file"], listed["line"], listed["row"]) == ("rows.jsonl", 42, '{"instruction": "Convert')
 
 
 def test_a_wrong_encoding(factory: Factory, tmp_path: Path, rows: Path):
     rows.write_bytes(rows.read_bytes() + '{"instruction": "caf\xe9"}\n'.encode("latin-1"))
-    text = refused(factory, tmp_path / "ws", *source(rows))
-    assert "rows.jsonl:401" in text
-    assert "UTF-8" in text
+    text = refused(factory, tmp_path / "ws", *source(rows), "-o", "format.max_rejected=0")
+    assert "rows.jsonl:401: not UTF-8" in text
 
 
 def test_rows_without_an_answer(factory: Factory, tmp_path: Path, rows: Path):

@@ -54,6 +54,7 @@ def find_similar(
     workers: Workers,
     scratch: Path,
     seed: int = 0,
+    numbers_matter: bool = True,
     advanced: Callable[[int, int], None] = lambda done, total: None,
 ) -> Similar:
     """Find pairs of texts whose sets of three-word sequences have at least this Jaccard similarity.
@@ -68,22 +69,32 @@ def find_similar(
         workers: Where texts are read and signed.
         scratch: Existing folder for band keys, 200 bytes a text.
         seed: Picks the hash functions.
+        numbers_matter: Short texts with different numbers are different, see ``shingles``.
         advanced: Told how many jobs of how many are done.
     """
-    sign = functools.partial(_sign, read, scratch, seed)
+    sign = functools.partial(_sign, read, scratch, seed, numbers_matter)
     signed = []
     for part in workers.map(sign, list(enumerate(jobs))):
         signed.append(part)
         advanced(len(signed), 2 * len(jobs))
     firsts = np.concatenate([[0], np.cumsum([part.rows for part in signed])]).astype(np.int64)
-    pairs = _candidates(signed, int(firsts[-1]))
-    return _confirmed(pairs, jobs, firsts, read, threshold, workers, scratch)
+    total = int(firsts[-1])
+    pairs = _candidates(signed, total)
+    left, right = pairs // max(total, 1), pairs % max(total, 1)
+    involved = np.unique(np.concatenate([left, right]))
+    sets = _shingles_of(involved, jobs, firsts, read, workers, scratch)
+    places = np.searchsorted(involved, left), np.searchsorted(involved, right)
+    similarity = _similarities(sets, *places)
+    if numbers_matter:
+        similarity[_differ_in_numbers(sets, *places)] = 0.0
+    good = similarity >= threshold - 1e-9
+    return Similar(left[good], right[good], similarity[good])
 
 
-def _sign(read: Read, scratch: Path, seed: int, job: tuple[int, TextJob]) -> _Signed:
+def _sign(read: Read, scratch: Path, seed: int, numbers_matter: bool, job: tuple[int, TextJob]) -> _Signed:
     number, texts = job[0], read(job[1])
     path = scratch / f"bands-{number:06d}.npy"
-    np.save(path, band_keys(shingle(texts), seed))
+    np.save(path, band_keys(shingle(texts), seed, numbers_matter=numbers_matter))
     return _Signed(path, len(texts.texts))
 
 
@@ -114,22 +125,10 @@ def _representatives(files: Sequence[npt.NDArray[np.uint64]]) -> I64:
     return representatives
 
 
-def _confirmed(
-    codes: I64,
-    jobs: Sequence[TextJob],
-    firsts: I64,
-    read: Read,
-    threshold: float,
-    workers: Workers,
-    scratch: Path,
-) -> Similar:
-    total = int(firsts[-1])
-    left, right = codes // max(total, 1), codes % max(total, 1)
-    involved = np.unique(np.concatenate([left, right]))
-    sets = _shingles_of(involved, jobs, firsts, read, workers, scratch)
-    similarity = _similarities(sets, np.searchsorted(involved, left), np.searchsorted(involved, right))
-    good = similarity >= threshold - 1e-9
-    return Similar(left[good], right[good], similarity[good])
+def _differ_in_numbers(sets: Shingles, left: I64, right: I64) -> npt.NDArray[np.bool_]:
+    mine, other = sets.numbers[left], sets.numbers[right]
+    differ: npt.NDArray[np.bool_] = (mine != other) & (mine != ANY_NUMBERS) & (other != ANY_NUMBERS)
+    return differ
 
 
 def _shingles_of(
@@ -176,9 +175,6 @@ def _similarities(sets: Shingles, left: I64, right: I64) -> npt.NDArray[np.float
         a, b = left[block], right[block]
         common = np.asarray(table[a].multiply(table[b]).sum(axis=1)).ravel()
         result[block] = common / (sizes[a] + sizes[b] - common)
-    mine, other = sets.numbers[left], sets.numbers[right]
-    # Different numbers, different texts; see shingles.NUMBERS_MATTER_BELOW.
-    result[(mine != other) & (mine != ANY_NUMBERS) & (other != ANY_NUMBERS)] = 0.0
     return result
 
 

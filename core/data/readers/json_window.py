@@ -75,8 +75,8 @@ class JsonWindow:
                 if self._ended or not self._is_cut(error):
                     raise self.broken(error.msg, error.pos) from error
             else:
-                # A number at the edge of the window may go on.
-                if end < len(self._text) or self._ended:
+                # A number may go on behind the edge of the window, which may cut "0.5" after its point.
+                if end + 2 < len(self._text) or self._ended:
                     return self._taken(end)
             if len(self._text) - self._at > MAX_ROW_BYTES:
                 return self._passed(TOO_LONG)

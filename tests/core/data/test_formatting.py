@@ -2,7 +2,14 @@ import json
 
 import pytest
 
-from core.data.config import ContaminationConfig, FieldsConfig, FormatConfig, PiiConfig, QualityConfig, SourceConfig
+from core.data.config import (
+    ContaminationConfig,
+    FieldsConfig,
+    FormatConfig,
+    PiiConfig,
+    QualityConfig,
+    SourceConfig,
+)
 from core.data.dataset_file import read_dataset
 from core.data.formatting import format_records
 from core.data.ingest import ingest
@@ -159,7 +166,11 @@ LONG = "tell me in a few simple words how the rain is made in the clouds above t
 
 
 def test_nearly_equal_rows_are_dropped_and_shown(run):
-    rows = [qa(LONG, "warm air rises and cools"), qa("Please " + LONG, "warm air rises and cools"), qa("other")]
+    rows = [
+        qa(LONG, "warm air rises and cools"),
+        qa("Please " + LONG, "warm air rises and cools"),
+        qa("other"),
+    ]
     report, dataset, _ = run(rows)
     assert (report.kept, report.duplicates, report.near_duplicates) == (2, 0, 1)
     assert report.near_examples[0][0].startswith("Please tell")
@@ -170,14 +181,21 @@ def test_nearly_equal_rows_are_dropped_and_shown(run):
 
 def test_the_same_question_under_another_system_text_is_no_near_duplicate(run):
     rows = [
-        {"instruction": f"Translate to {name}", "input": LONG, "output": "ɛyɛ"} for name in ("Twi", "Ga", "Ewe")
+        {"instruction": f"Translate to {name}", "input": LONG, "output": "ɛyɛ"}
+        for name in ("Twi", "Ga", "Ewe")
     ]
     assert run(rows)[0].kept == 3
 
 
 def test_broken_lines_are_rejected_rows_not_errors(tmp_path, run):
     rows = [qa(str(n)) for n in range(40)]
-    lines = [*(json.dumps(row) for row in rows), '{"question": NaN}', "[1]", "{", '{"question": "x", "answer": 1e999}']
+    lines = [
+        *(json.dumps(row) for row in rows),
+        '{"question": NaN}',
+        "[1]",
+        "{",
+        '{"question": "x", "answer": 1e999}',
+    ]
     (tmp_path / "b.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"question": "\xff", "answer": "b"}')
     corpus = tmp_path / "c.parquet"
     ingest([SourceConfig(path="b.jsonl")], corpus, base=tmp_path, cache=tmp_path)

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from core.data.readers import SUPPORTED, read_open
+from core.data.readers import SUPPORTED, json_window, read_open
+from core.data.readers.lines import line_blocks
+from core.data.readers.streams import ByteStream
 from core.data.rows import MAX_ROWS, RowBatch
 from core.errors import DataError
 
@@ -104,6 +106,55 @@ def test_arbitrary_bytes_give_rows_or_one_clear_error(suffix, packing, data):
 def test_almost_sound_text_inside_an_archive_too(suffix, data):
     survives(data, "f" + suffix)
     survives(gzip.compress(data), f"f{suffix}.gz")
+
+
+class Drip(io.BytesIO):
+    """A file that gives a few bytes at a time."""
+
+    size = 1
+
+    def read(self, wanted=-1):
+        return super().read(self.size)
+
+
+def dripping(data, size):
+    file = Drip(data)
+    file.size = size
+    return ByteStream(file.read, "f")
+
+
+@given(
+    items=st.lists(VALUES, min_size=1, max_size=5),
+    size=st.integers(1, 9),
+    indent=st.sampled_from([None, 3, 30]),
+)
+@CAREFUL
+def test_a_window_finds_the_same_values_wherever_it_ends(items, size, indent):
+    text = json.dumps(items, ensure_ascii=False, indent=indent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_window, "CHUNK", size)
+        window = json_window.JsonWindow(dripping(text.encode(), size))
+        found, sign = [], window.take("[")
+        while sign != "]":
+            found.append(window.value())
+            sign = window.take(",]")
+        assert window.peek() == ""
+    assert [json.loads(value.text) for value in found] == items
+    if indent:
+        ends = [json.dumps(items[:count], indent=indent).count("\n") for count in range(1, len(items))]
+        assert [value.line for value in found] == [2, *(count + 1 for count in ends)]
+
+
+@given(
+    lines=st.lists(st.binary(max_size=12).map(lambda line: line.replace(b"\n", b"")), max_size=8),
+    size=st.integers(1, 9),
+)
+@CAREFUL
+def test_lines_are_the_same_wherever_a_chunk_ends(lines, size):
+    data = b"\n".join(lines)
+    blocks = list(line_blocks(dripping(data, size)))
+    whole = data[:-1] if data.endswith(b"\n") else data
+    assert b"\n".join(blocks) == whole
 
 
 def sample_table():

@@ -29,7 +29,10 @@ def test_every_row_is_kept_once_with_its_origin(base):
     assert (rows[59]["file"], rows[59]["line"]) == ("a/two.jsonl", 20)
     assert (rows[60]["file"], rows[60]["source"]) == ("b.jsonl", 1)
     assert report.rows == len(rows) == 160
-    assert [(s.path, s.files, s.rows, s.wanted) for s in report.sources] == [("a", 2, 60, 0.5), ("b.jsonl", 1, 100, 0.5)]
+    assert [(s.path, s.files, s.rows, s.wanted) for s in report.sources] == [
+        ("a", 2, 60, 0.5),
+        ("b.jsonl", 1, 100, 0.5),
+    ]
     assert not report.is_weighted
     assert [note["format"] for note in notes_of(target)] == ["auto", "alpaca"]
 
@@ -69,6 +72,10 @@ def test_parts_end_where_the_rows_say(base, monkeypatch):
 def test_progress_is_told(base):
     told = []
     ingest(
-        [SourceConfig(path="a")], base / "c", base=base, cache=base, advanced=lambda done, total, what: told.append(done)
+        [SourceConfig(path="a")],
+        base / "c",
+        base=base,
+        cache=base,
+        advanced=lambda done, total, what: told.append(done),
     )
     assert told == [40, 60]

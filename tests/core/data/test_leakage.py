@@ -79,7 +79,11 @@ def test_nearly_equal_questions_on_two_sides_are_counted_once_each(lay):
         test=[(LONG + " eighteen", "y", {}), ("again a question of its own", "y", {})],
     )
     found = measure_leakage(folder, threshold=0.8)
-    assert {pair: leak.near for pair, leak in found.items()} == {"train/val": 0, "train/test": 1, "val/test": 0}
+    assert {pair: leak.near for pair, leak in found.items()} == {
+        "train/val": 0,
+        "train/test": 1,
+        "val/test": 0,
+    }
     assert found["train/test"].normalised == 0
 
 

@@ -23,7 +23,11 @@ def words_of(text):
 
 def sequences(text):
     words = words_of(text)
-    return {tuple(words[i : i + 3]) for i in range(len(words) - 2)} if len(words) >= 3 else {tuple(words) or text}
+    return (
+        {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
+        if len(words) >= 3
+        else {tuple(words) or text}
+    )
 
 
 def jaccard(a, b):
@@ -43,7 +47,9 @@ def search(tmp_path, texts, threshold=0.8, parts=3, seed=0):
     return pairs, found
 
 
-VOCABULARY = [f"{a}{b}" for a in ("ba", "ka", "mo", "lu", "ti", "sɛ", "wɔ") for b in ("na", "re", "pi", "do", "x")]
+VOCABULARY = [
+    f"{a}{b}" for a in ("ba", "ka", "mo", "lu", "ti", "sɛ", "wɔ") for b in ("na", "re", "pi", "do", "x")
+]
 
 
 def planted(count, seed=3):
@@ -131,6 +137,14 @@ LONG = "a trader buys {} bags of rice at the market and sells each of them for {
 def test_different_numbers_make_different_texts(tmp_path):
     pairs, _ = search(tmp_path, [LONG.format(12, 40), LONG.format(13, 40), LONG.format(12, 40) + " then"])
     assert pairs == {(0, 2)}
+
+
+def test_numbers_may_be_words_like_others(tmp_path):
+    texts = [LONG.format(12, 40), LONG.format(13, 40)]
+    found = find_similar(
+        [texts], read_list, threshold=0.6, workers=Inline(), scratch=tmp_path, numbers_matter=False
+    )
+    assert found.similarity.tolist() == [pytest.approx(jaccard(*texts))]
 
 
 def test_in_long_texts_numbers_do_not_matter(tmp_path):

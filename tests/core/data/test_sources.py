@@ -200,12 +200,13 @@ def test_empty_files_are_noted_and_an_empty_source_is_an_error(base, opened):
             rows_of(opened(path)[0])
 
 
-@pytest.mark.parametrize("most", [1, 3, 8192, 8193, 20_000])
+@pytest.mark.parametrize("most", [1, 3, 8191, 8192, 8193, 10_000, 20_000])
 def test_max_rows_takes_the_first_rows(base, opened, most):
     (base / "other/x.jsonl").write_text("".join(f'{{"n": {n}}}\n' for n in range(10_000)))
     (base / "other/y.jsonl").write_text('{"n": 10000}\n')
     (source,) = opened("other", max_rows=most)
     assert [row["n"] for row in rows_of(source)] == list(range(min(most, 10_001)))
+    assert all(batch.rows for _, batch in source.batches())
 
 
 def test_split_and_revision_are_refused_for_files(opened):

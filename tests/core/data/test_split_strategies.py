@@ -15,7 +15,11 @@ from core.data.workers import Inline
 from core.errors import DataError
 
 NAMES = ("train", "val", "test")
-WORDS = [f"{a}{b}" for a in ("ba", "ka", "mo", "lu", "ti", "sɛ", "wɔ", "ne") for b in ("na", "re", "pi", "do", "xu")]
+WORDS = [
+    f"{a}{b}"
+    for a in ("ba", "ka", "mo", "lu", "ti", "sɛ", "wɔ", "ne")
+    for b in ("na", "re", "pi", "do", "xu")
+]
 
 
 def question(rng, length=20):
@@ -58,7 +62,9 @@ def families(make_row, seed=1, count=150):
         meta = {"topic": "abc"[n % 3], "book": n % 30, "year": 1990 + n % 25}
         rows.append(make_row(2 * n, words, f"answer {n}", **meta))
         if n % 3 == 0:
-            rows.append(make_row(2 * n + 1, words + " extra", f"other {n}", **meta | {"year": 1990 + (n * 7) % 25}))
+            rows.append(
+                make_row(2 * n + 1, words + " extra", f"other {n}", **meta | {"year": 1990 + (n * 7) % 25})
+            )
     return rows
 
 
@@ -73,7 +79,9 @@ def test_near_duplicates_never_straddle(divide, make_row, config):
     assert report.train + report.val + report.test + report.removed == len(rows)
 
 
-def test_without_the_comparison_near_duplicates_do_straddle_and_the_report_says_not_measured(divide, make_row):
+def test_without_the_comparison_near_duplicates_do_straddle_and_the_report_says_not_measured(
+    divide, make_row
+):
     report, where = divide(families(make_row), near_threshold=None)
     apart = [n for n in range(0, 150, 3) if where[f"r{2 * n}"] != where[f"r{2 * n + 1}"]]
     assert apart
@@ -97,7 +105,9 @@ def test_strata_keep_their_shares_in_every_split(divide, make_row):
 def test_many_strata_of_one_row_do_not_bend_the_whole(divide, make_row):
     rng = random.Random(3)
     report, _ = divide(
-        [make_row(n, question(rng), topic=f"t{n}") for n in range(200)], strategy="stratified", stratify_by="topic"
+        [make_row(n, question(rng), topic=f"t{n}") for n in range(200)],
+        strategy="stratified",
+        stratify_by="topic",
     )
     assert (report.train, report.val, report.test) == (160, 20, 20)
 
@@ -145,7 +155,9 @@ def test_added_rows_never_move_an_old_one(seed, added):
     old = [dataset_row(n, question(rng)) for n in range(120)]
     new = [dataset_row(1000 + n, question(rng)) for n in range(added)]
     # Some new rows resemble old ones, and stand between them in the file.
-    new += [dataset_row(5000 + n, row["conversations"][0]["content"] + " again") for n, row in enumerate(old[::5])]
+    new += [
+        dataset_row(5000 + n, row["conversations"][0]["content"] + " again") for n, row in enumerate(old[::5])
+    ]
     mixed = old + new
     rng.shuffle(mixed)
     with tempfile.TemporaryDirectory() as folder:
