@@ -345,9 +345,15 @@ def _without_nulls(data: dict[Any, Any], model: type[BaseModel]) -> dict[str, An
 
 def _report(path: Path, found: Sequence[_Found], places: dict[str, _Place]) -> ConfigError:
     """Put all problems into one error, each with its place, in the file's order."""
+    # Only a wrong config needs it, and it brings pyarrow along.
+    from core.data.sources.places import redacted
+
     placed = [(place or _nearest_place(problem.keys[0], places, path), problem) for problem, place in found]
     placed.sort(key=lambda pair: pair[0].line)
-    texts = [(place.label, f"{problem.keys[0]} {problem.what}".strip()) for place, problem in placed]
+    texts = [
+        (redacted(place.label), redacted(f"{problem.keys[0]} {problem.what}".strip()))
+        for place, problem in placed
+    ]
     fix = "factory schema explains every key"
     if len(texts) == 1:
         return ConfigError(texts[0][1], where=texts[0][0], fix=fix)

@@ -28,7 +28,7 @@ from tasks.learnable import Setup
 from tasks.quantize import quantize
 from tasks.release import release
 from tasks.session import Place, Purpose, session
-from tasks.split import split
+from tasks.split import GivenRules, split
 from tasks.uses import earlier_uses
 from tasks.will_learn import will_learn
 
@@ -67,7 +67,8 @@ def chain(name: str, run: RunConfig) -> str:
     template = data.chat_template
     corpus = ingest(run.training_sources, data.text_field)
     dataset = format_records(corpus.artifact, run.format, run.quality, run.split.seed)
-    splits = split(dataset.artifact, dataset.report, run.split, data.validation_path)
+    rules = GivenRules(format=run.format, quality=run.quality, text_field=data.text_field)
+    splits = split(dataset.artifact, dataset.report, run.split, data.validation_path, rules)
     used = earlier_uses(splits.report)
     through(dataset_validated(corpus.report, dataset.report, splits.report, gates.dataset_validated, used))
 

@@ -323,7 +323,10 @@ def _wanted(error: ErrorDetails) -> str:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    from core.data.sources.places import redacted  # brings pyarrow along
+
+    # Before it is shortened: half an address is no longer known as one.
+    text = redacted(json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -39,6 +39,8 @@ def dataset_validated(
     if report is not None:
         checks += _amounts(report, thresholds)
         checks += chain.from_iterable(_pair(report, a, b, thresholds) for a, b in PAIRS)
+        if report.validation_pii is not None:
+            checks += _personal("validation: ", report.validation_pii, report.val, thresholds)
     if gathered is not None and usable is not None:
         checks += _accounts(gathered, usable)
         checks += _sources(gathered, usable, thresholds)
@@ -78,28 +80,34 @@ def _contents(formatted: FormatReport, thresholds: DatasetValidated) -> Iterator
     if quality is None:
         yield equals("quality report", "missing", "complete")
         return
-    yield from _personal(quality.pii, formatted, thresholds)
+    yield from _personal("", quality.pii, formatted.rows, thresholds)
     if quality.contamination is not None:
-        left = quality.contamination.rows - quality.contamination.removed
-        detail = (
-            f"of {quality.contamination.items} benchmark items, {quality.contamination.removed} rows removed"
+        found = quality.contamination
+        detail = f"{found.rows} rows found, {found.removed} removed; {found.items_hit} of {found.items} items were hit"
+        yield at_least(
+            "benchmark items", found.items, 1, f"{found.ignored} of fewer than three words not counted"
         )
+        left = found.rows - found.removed
         yield limit(at_most("rows shared with benchmarks", left, thresholds.max_contaminated, detail))
 
 
-def _personal(pii: PiiReport, formatted: FormatReport, thresholds: DatasetValidated) -> Iterator[Check]:
+def _personal(where: str, pii: PiiReport, rows: int, thresholds: DatasetValidated) -> Iterator[Check]:
     if not pii.looked:
-        # Whoever switched the scan off has answered the question; the report says that nobody looked.
+        # Whoever switched the scan off has answered the question; the line says that nobody looked.
+        detail = "quality.pii.action is off: nobody looked"
+        yield Check(name=f"{where}personal data", observed="not looked for", threshold="off", comparison="==",
+                    passed=True, detail=detail)  # fmt: skip
         return
-    secrets = {kind: count for kind, count in pii.findings.items() if kind not in CONTACTS}
-    contacts = sum(count for kind, count in pii.findings.items() if kind in CONTACTS)
+    # After redaction only what a second look still found counts.
+    findings = pii.left if pii.redacted else pii.findings
+    secrets = sum(count for kind, count in findings.items() if kind not in CONTACTS)
+    contacts = sum(count for kind, count in findings.items() if kind in CONTACTS)
     said = ", ".join(f"{kind} {count}" for kind, count in pii.findings.items()) or "none found"
     if pii.redacted:
-        said += "; all redacted"
-    found = 0 if pii.redacted else sum(secrets.values())
-    share = 0.0 if pii.redacted else contacts / max(formatted.rows, 1)
-    yield limit(at_most("secrets and identity numbers", found, thresholds.max_secrets, said))
-    yield limit(at_most("contact details per row", share, thresholds.max_contacts, said))
+        said += f"; redacted, {secrets + contacts} left"
+    yield limit(at_most(f"{where}secrets and identity numbers", secrets, thresholds.max_secrets, said))
+    share = contacts / rows if rows else None
+    yield limit(at_most(f"{where}contact details per row", share, thresholds.max_contacts, said))
 
 
 def _amounts(report: SplitReport, thresholds: DatasetValidated) -> list[Check]:
@@ -139,6 +147,14 @@ def _pair(report: SplitReport, first: str, second: str, thresholds: DatasetValid
     )
     return [
         limit(at_most(f"{name} shared questions", questions, thresholds.max_leaked, detail)),
+        limit(
+            at_most(
+                f"{name} questions repeated",
+                shared.repeated if shared else None,
+                thresholds.max_leaked,
+                "under another system text, or in a longer conversation",
+            )
+        ),
         *_near(name, shared, report, thresholds),
         limit(at_most(f"{name} shared groups", shared.groups if shared else None, thresholds.max_leaked)),
         differs(f"{name} files", report.digests.get(first), report.digests.get(second)),
@@ -149,8 +165,9 @@ def _near(
     name: str, shared: Leakage | None, report: SplitReport, thresholds: DatasetValidated
 ) -> list[Check]:
     if report.near_threshold is None:
-        # Nobody asked for the comparison: split.near_threshold is null.
-        return []
+        detail = "split.near_threshold is null: nobody looked"
+        return [Check(name=f"{name} nearly equal questions", observed="not looked for", threshold="off",
+                      comparison="==", passed=True, detail=detail)]  # fmt: skip
     detail = f"at least {report.near_threshold:.0%} of their word sequences in common"
     near = shared.near if shared else None
     return [limit(at_most(f"{name} nearly equal questions", near, thresholds.max_near_leaked, detail))]
@@ -161,5 +178,5 @@ def _counts(report: SplitReport) -> list[int]:
     return [report.train, report.val, report.test, report.duplicates, report.removed, *leaks]
 
 
-def _leaks(shared: Leakage) -> tuple[int, int, int, int]:
-    return shared.exact, shared.normalised, shared.groups, shared.near or 0
+def _leaks(shared: Leakage) -> tuple[int, int, int, int, int]:
+    return shared.exact, shared.normalised, shared.groups, shared.repeated, shared.near or 0

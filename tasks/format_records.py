@@ -31,6 +31,7 @@ READS = (
     "core.data.quality",
     "core.data.readers",
     "core.data.records",
+    "core.data.redacting",
     "core.data.rows",
     "core.data.shares",
     "core.data.sources",

@@ -35,7 +35,8 @@ def _ingest(
     files = sum(source.files for source in report.sources)
     note = f"{report.rows:,} rows from {files} files"
     track_ingest(context, report)
-    return Outcome(Ingested(artifact=Corpus.of(target), report=report), (target,), note)
+    # The rows before redaction: personal data in them must not travel.
+    return Outcome(Ingested(artifact=Corpus.of(target), report=report), (target,), note, (target,))
 
 
 def ingest(sources: tuple[SourceConfig, ...], text_field: str) -> Ingested:

@@ -57,6 +57,8 @@ class Outcome(typing.NamedTuple):
     result: Result
     outputs: tuple[Path, ...]
     note: str
+    stays_here: tuple[Path, ...] = ()
+    """Outputs that the tracker gets the digest of and not the bytes, such as raw rows."""
 
 
 Body = Callable[..., Outcome]
@@ -144,7 +146,7 @@ def _execute(context: RunContext, name: str, key: str, body: Callable[[], Outcom
         outputs = {p.resolve().relative_to(root).as_posix(): path_digest(p) for p in outcome.outputs}
         tracked.report(name, outcome.result.report)
         for path, digest in outputs.items():
-            tracked.file(root / path, digest)
+            tracked.file(root / path, digest, stays_here=root / path in outcome.stays_here)
     seconds = time.monotonic() - began
     _remember(context, name, key, outcome, outputs, tracked.run_id, seconds)
     context.evidence.update(outputs)

@@ -102,11 +102,11 @@ class PhaseRun:
         """Log settings."""
         _log_params(self.client, self.run_id, flatten(values, prefix))
 
-    def file(self, path: Path, digest: str) -> None:
-        """Log a file or folder with its digest; what is too large is recorded by digest alone."""
+    def file(self, path: Path, digest: str, *, stays_here: bool = False) -> None:
+        """Log a file or folder with its digest; what is too large, or must stay, is recorded by digest alone."""
         self.client.set_tag(self.run_id, f"digest.{_safe(path.name)}", digest)
         size = sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())
-        if size > self.max_bytes:
+        if size > self.max_bytes or stays_here:
             self.client.set_tag(self.run_id, f"left_on_disk.{_safe(path.name)}", str(path))
         elif path.is_file():
             self.client.log_artifact(self.run_id, str(path))

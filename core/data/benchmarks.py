@@ -7,7 +7,10 @@ from typing import Any
 import orjson
 
 from core.data.config import SourceConfig
+from core.data.quality.contamination import FEWEST_WORDS
+from core.data.rows import RowBatch
 from core.data.sources import open_sources
+from core.errors import DataError
 
 
 def read_texts(files: Sequence[str], base: Path, cache: Path) -> tuple[str, ...]:
@@ -21,24 +24,36 @@ def read_texts(files: Sequence[str], base: Path, cache: Path) -> tuple[str, ...]
         cache: Folder for downloads.
 
     Raises:
-        DataError: If a file is missing or broken.
+        DataError: If a file is missing or broken, or holds nothing to compare with.
     """
     if not files:
         return ()
     texts: dict[str, None] = {}
-    for source in open_sources([SourceConfig(path=path) for path in files], base, cache=cache):
-        for _, batch in source.batches():
-            for row, problem in zip(batch.rows, batch.problems, strict=True):
-                if problem is None:
-                    texts |= dict.fromkeys(_strings(_parsed(row)))
+    for path in files:
+        (source,) = open_sources([SourceConfig(path=path)], base, cache=cache)
+        found = dict.fromkeys(text for origin, batch in source.batches() for text in _texts(origin, batch))
+        if not any(len(text.split()) >= FEWEST_WORDS for text in found):
+            raise DataError(
+                f"no item has {FEWEST_WORDS} words or more, so there is nothing to compare with",
+                where=path,
+                fix="name a file with the benchmark's questions, or take it out of quality.contamination.files",
+            )
+        texts |= found
     return tuple(texts)
 
 
-def _parsed(row: str) -> Any:
-    try:
-        return orjson.loads(row)
-    except orjson.JSONDecodeError:
-        return None
+def _texts(origin: str, batch: RowBatch) -> Iterator[str]:
+    for row, line, problem in zip(batch.rows, batch.lines, batch.problems, strict=True):
+        try:
+            value = None if problem else orjson.loads(row)
+        except orjson.JSONDecodeError:
+            problem = "not valid JSON"
+        if problem:
+            # A benchmark with holes would clear rows that it should catch.
+            raise DataError(
+                f"the benchmark cannot be read: {problem}", where=f"{origin}:{line}", fix="mend that line"
+            )
+        yield from _strings(value)
 
 
 def _strings(value: Any) -> Iterator[str]:

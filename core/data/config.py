@@ -179,6 +179,8 @@ class SplitConfig(Block):
     """Metadata field with a date or time (ISO 8601, or a number), for strategy time."""
     near_threshold: float | None = Field(default=0.8, gt=0.5, le=1)
     """Questions at least this similar stay on one side; null looks at equal questions only."""
+    near_numbers: Literal["distinct", "ignore"] = "distinct"
+    """distinct: short questions with different numbers are never nearly equal. ignore: numbers are words like others."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

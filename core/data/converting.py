@@ -19,6 +19,7 @@ from core.data.parts import Part, read_part
 from core.data.quality import Findings, Prepared, redact
 from core.data.quality.passes import scan
 from core.data.records import ID_PATTERN, Conversation, Document, Message, Record, first_problem, to_row
+from core.data.redacting import redacted, texts_in
 
 NOT_JSON = "not valid JSON"
 NOT_AN_OBJECT = "row is not an object"
@@ -34,6 +35,8 @@ USABLE = pa.schema(
         ("exact_key", _KEY),
         ("question_key", _KEY),
         ("whole_key", _KEY),
+        ("asked_key", _KEY),
+        ("earlier_keys", pa.list_(_KEY)),
         ("wording", pa.large_string()),
         ("salt", pa.uint64()),
     ]
@@ -65,6 +68,8 @@ class ConvertedPart(NamedTuple):
     """Rows that normalisation changed."""
     findings: Findings
     """Personal data and overlap with benchmarks."""
+    left: Counter[str]
+    """Personal data found again after redaction, by kind."""
 
 
 class _Usable(NamedTuple):
@@ -81,7 +86,7 @@ def convert_part(rules: Rules, part: Part) -> ConvertedPart:
     table = read_part(part)
     for row in _rows(table):
         work.take(*row)
-    findings = work.scanned(part.number)
+    findings, left = work.scanned(part.number)
     usable = rules.scratch / f"usable-{part.number:06d}.parquet"
     rejects = rules.scratch / f"rejects-{part.number:06d}.jsonl"
     rejects.write_bytes(b"".join(orjson.dumps(reject) + b"\n" for reject in work.rejects))
@@ -96,6 +101,7 @@ def convert_part(rules: Rules, part: Part) -> ConvertedPart:
         work.looks,
         work.changed,
         findings,
+        left,
     )
 
 
@@ -162,53 +168,55 @@ class _Work:
                 raise Rejected(problem)
         return Conversation.model_construct(id="-", messages=messages, metadata=converted.metadata)
 
-    def scanned(self, part: int) -> Findings:
-        """Look for personal data and benchmark passages in the usable rows, then redact them if that is wanted."""
-        texts = pa.array(["\n".join(_texts(row.record)) for row in self.usable], pa.large_string())
+    def scanned(self, part: int) -> tuple[Findings, Counter[str]]:
+        """Look for personal data and benchmark passages in the usable rows, and redact if that is wanted.
+
+        Returns:
+            What was found, and what is still there after redaction.
+        """
+        prepared = self.rules.quality
+        findings = self._scan(part)
+        if prepared.config.pii.action != "redact":
+            return findings, Counter()
+        records = redacted([row.record for row in self.usable], prepared)
+        self.usable = [
+            row if record is row.record else row._replace(record=record, keys=keys_of(record))
+            for row, record in zip(self.usable, records, strict=True)
+        ]
+        shown = redact([reject["row"] for reject in self.rejects], prepared)
+        self.rejects = [{**reject, "row": text} for reject, text in zip(self.rejects, shown, strict=True)]
+        return findings, self._scan(part).pii.counts
+
+    def _scan(self, part: int) -> Findings:
+        texts = pa.array(["\n".join(texts_in(row.record)) for row in self.usable], pa.large_string())
         origins = [f"{row.origin['file']}:{row.origin['line']}" for row in self.usable]
         # Unique and rising over all parts, whatever their size.
-        ordinals = np.arange(len(self.usable)) + (part << 32)
-        findings = scan(texts, origins, ordinals, self.rules.quality)
-        if self.rules.quality.config.pii.action == "redact":
-            self.usable = _redacted(self.usable, self.rules.quality)
-        return findings
+        return scan(texts, origins, np.arange(len(self.usable)) + (part << 32), self.rules.quality)
 
     def _final(self, text: str) -> str:
         return clean(text) if self.rules.normalise else text
 
-    def _reject(self, text: str, reason: str, file: str, line: int) -> None:
+    def _reject(self, text: str, problem: str, file: str, line: int) -> None:
+        # "not UTF-8 (byte 0xff at column 3)": the reason is counted, what is special about this row only listed.
+        reason, _, detail = problem.partition(" (")
         self.reasons[reason] += 1
         if len(self.first_rejected) < 3:
-            self.first_rejected.append(f"{file}:{line}: {reason}")
-        self.rejects.append({"file": file, "line": line, "reason": reason, "row": text[:_EXCERPT]})
+            self.first_rejected.append(f"{file}:{line}: {problem}{_fields_of(text)}")
+        known = {"detail": detail.removesuffix(")")} if detail else {}
+        self.rejects.append({"file": file, "line": line, "reason": reason, **known, "row": text[:_EXCERPT]})
+
+
+def _fields_of(text: str) -> str:
+    """Name the fields of a row, so that a missing one is seen."""
+    try:
+        row = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return ""
+    return f" (fields: {', '.join(map(str, list(row)[:8]))})" if isinstance(row, dict) else ""
 
 
 def _with_content(turn: Message, content: str) -> Message:
     return turn if turn.content == content else turn.model_copy(update={"content": content})
-
-
-def _redacted(usable: list[_Usable], prepared: Prepared) -> list[_Usable]:
-    said = [text for row in usable for text in _texts(row.record)]
-    clean_texts = iter(redact(said, prepared))
-    records = [_with_texts(row.record, [next(clean_texts) for _ in _texts(row.record)]) for row in usable]
-    return [
-        row if record is row.record else row._replace(record=record, keys=keys_of(record))
-        for row, record in zip(usable, records, strict=True)
-    ]
-
-
-def _texts(record: Record) -> list[str]:
-    if isinstance(record, Document):
-        return [record.text]
-    return [turn.content for turn in record.messages]
-
-
-def _with_texts(record: Record, texts: list[str]) -> Record:
-    if texts == _texts(record):
-        return record
-    if isinstance(record, Document):
-        return record.model_copy(update={"text": texts[0]})
-    return record.model_copy(update={"messages": tuple(map(_with_content, record.messages, texts))})
 
 
 def _parse(text: str) -> dict[str, Any]:
@@ -238,6 +246,8 @@ def _table(usable: Sequence[_Usable]) -> pa.Table:
         "exact_key": [row.keys.exact for row in usable],
         "question_key": [row.keys.question for row in usable],
         "whole_key": [row.keys.whole for row in usable],
+        "asked_key": [row.keys.asked for row in usable],
+        "earlier_keys": [row.keys.earlier for row in usable],
         "wording": [wording.text for wording in wordings],
         "salt": [wording.salt for wording in wordings],
     }

@@ -21,6 +21,8 @@ DATASET = pa.schema(
         ("exact_key", _KEY),
         ("question_key", _KEY),
         ("whole_key", _KEY),
+        ("asked_key", _KEY),
+        ("earlier_keys", pa.list_(_KEY)),
     ]
 )
 """Columns: the row's id, the rest of it as JSON text, the file it comes from, and its keys (see ``dedup``)."""
@@ -73,5 +75,7 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
         "exact_key": [key.exact for key in keys],
         "question_key": [key.question for key in keys],
         "whole_key": [key.whole for key in keys],
+        "asked_key": [key.asked for key in keys],
+        "earlier_keys": [key.earlier for key in keys],
     }
     return pa.table(columns, schema=DATASET)

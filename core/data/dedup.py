@@ -11,6 +11,9 @@ KEY_BYTES = 16
 SHORT_QUESTION = 20
 """Words below which a question means nothing without its system text: "Good morning" to be translated."""
 
+_PLAIN = 1
+"""Salt of plain texts: an article must not displace a question that quotes it."""
+
 # Characters without width or meaning that copying from web pages leaves behind.
 _INVISIBLE = dict.fromkeys((0x200B, 0x2060, 0xFEFF))
 
@@ -24,6 +27,10 @@ class Keys(NamedTuple):
     """The same after normalisation: rows that share it must not be divided between training and test."""
     whole: bytes
     """Of all turns after normalisation: rows that share it are duplicates."""
+    asked: bytes
+    """Of what the user and tools say, normalised, whatever the system text: the question itself."""
+    earlier: tuple[bytes, ...] = ()
+    """The ``asked`` of every earlier answer of a longer conversation, which is trained as well."""
 
 
 class Wording(NamedTuple):
@@ -56,11 +63,24 @@ def keys_of(record: Record) -> Keys:
     """Return the keys of a row."""
     if isinstance(record, Document):
         level = _key([("text", normalise(record.text))])
-        return Keys(_key([("text", record.text)]), level, level)
+        return Keys(_key([("text", record.text)]), level, level, level)
     turns = [(turn.role, normalise(_said(turn))) for turn in record.messages]
     given = [turn for turn in turns if turn[0] != "assistant"]
     exact = [(turn.role, turn.content) for turn in record.messages if turn.role != "assistant"]
-    return Keys(_key(exact), _key(given), _key(turns))
+    asked = _asked(turns)
+    return Keys(_key(exact), _key(given), _key(turns), asked[-1], tuple(asked[:-1]))
+
+
+def _asked(turns: Sequence[tuple[str, str]]) -> list[bytes]:
+    """Return the key of all that was asked up to each run of answers."""
+    said: list[tuple[str, str]] = []
+    keys: list[bytes] = []
+    for role, text in turns:
+        if role == "assistant":
+            keys.append(_key(said))
+        elif role != "system":
+            said.append((role, text))
+    return keys
 
 
 def whole_wording(record: Record) -> Wording:
@@ -69,7 +89,7 @@ def whole_wording(record: Record) -> Wording:
     A long system text that many rows share would make them all alike.
     """
     if isinstance(record, Document):
-        return Wording(record.text, 0)
+        return Wording(record.text, _PLAIN)
     return Wording(_joined(turn for turn in record.messages if turn.role != "system"), _system_salt(record))
 
 

@@ -59,8 +59,12 @@ def finish_part(rules: Rules, total: int, job: FinishJob) -> FinishedPart:
 
 
 def _profile(table: pa.Table, rules: Rules, total: int, first: int) -> Findings:
-    metadata = [orjson.loads(body)["metadata"] for body in table["body"].to_pylist()]
+    rows = [orjson.loads(body) for body in table["body"].to_pylist()]
+    metadata = [row["metadata"] for row in rows]
+    answers = [row["conversations"][-1]["content"] if "conversations" in row else "" for row in rows]
     lines = zip(table["file"].to_pylist(), table["line"].to_pylist(), strict=True)
     origins = [f"{file}:{line}" for file, line in lines]
     ordinals = np.arange(first, first + table.num_rows)
-    return profile(table["wording"].combine_chunks(), metadata, origins, ordinals, total, rules.quality)
+    return profile(
+        table["wording"].combine_chunks(), metadata, origins, ordinals, total, rules.quality, answers
+    )

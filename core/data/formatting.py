@@ -125,12 +125,14 @@ def _judge(done: Sequence[ConvertedPart], rejected: Path, limit: float) -> None:
         return
     if not rows:
         raise DataError("the corpus holds no rows", where="sources", fix="add rows to the sources")
-    listed = ", ".join(f"{reason}: {number}" for reason, number in reasons.most_common())
+    listed = ", ".join(f"{reason}: {number}" for reason, number in reasons.most_common(5))
+    if len(reasons) > 5:
+        listed += f", and {len(reasons) - 5} other reasons"
     first = [line for part in done for line in part.first_rejected][:3]
     what = [f"{count} of {rows} rows are unusable, {limit:.1%} are allowed ({listed})", *first]
     fix = f"mend these rows (all are listed in {rejected}) or raise max_rejected"
     if UNKNOWN_SHAPE in reasons:
-        fix += f"; known shapes are {ACCEPTED}; other fields are named by sources.fields"
+        fix += f"; known shapes are {ACCEPTED}"
     raise DataError("\n    ".join(what), where="format", fix=fix)
 
 
@@ -290,7 +292,11 @@ def _report(
 def _quality(done: Sequence[ConvertedPart], finished: Sequence[FinishedPart], rules: Rules) -> QualityReport:
     scanned = functools.reduce(Findings.merged, (part.findings for part in done))
     profiled = functools.reduce(Findings.merged, (part.findings for part in finished))
-    return scanned.merged(profiled).report(rules.quality, sum(part.changed for part in done))
+    report = scanned.merged(profiled).report(rules.quality, sum(part.changed for part in done))
+    left = sum((part.left for part in done), Counter())
+    return report.model_copy(
+        update={"pii": report.pii.model_copy(update={"left": dict(sorted(left.items()))})}
+    )
 
 
 def _formats(done: Sequence[ConvertedPart]) -> dict[str, int]:

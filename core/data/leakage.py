@@ -12,7 +12,9 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from core.data.asked import number, repeated
 from core.data.dedup import KEY_BYTES, keys_of, question_wording
 from core.data.fields import group_of
 from core.data.near import Texts, find_similar
@@ -21,6 +23,7 @@ from core.data.reports import Composition, Leakage
 from core.data.workers import Inline, Workers
 
 NAMES = ("train", "val", "test")
+_ASKED = pa.schema([("asked", pa.binary(KEY_BYTES)), ("earlier", pa.list_(pa.binary(KEY_BYTES)))])
 _CHUNK = 8 << 20
 _MOST_VALUES = 12
 """A property with more values is no property a person compares splits by."""
@@ -54,6 +57,7 @@ class _Seen(NamedTuple):
     split: str
     rows: int
     keys: Path
+    asked: Path
     groups: tuple[str, ...]
     values: dict[str, Counter[str]]
     """Of every scalar metadata field, how often each value occurs; fields with too many values are empty."""
@@ -66,6 +70,7 @@ def measure(
     *,
     group_by: str | None = None,
     threshold: float | None = None,
+    numbers_matter: bool = True,
     advanced: Advanced = lambda done, total, what: None,
 ) -> Shared:
     """Read the split files again and count what every two of them share.
@@ -78,6 +83,7 @@ def measure(
         scratch: Existing folder for keys.
         group_by: Metadata field whose values should lie on one side only.
         threshold: Similarity from which two questions count as nearly the same; None does not look.
+        numbers_matter: As for ``near.find_similar``.
         advanced: Told how much of the files is read.
 
     Raises:
@@ -92,11 +98,14 @@ def measure(
         seen.append(part)
         advanced(len(seen), len(chunks), "pieces checked")
     keys = {name: _Keys.of([part for part in seen if part.split == name]) for name in NAMES}
-    near = _near(chunks, seen, threshold, workers, scratch, advanced)
+    near = _near(chunks, seen, threshold, numbers_matter, workers, scratch, advanced)
+    again = _repeated(seen)
     return Shared(
         rows={name: len(keys[name].whole) for name in NAMES},
         duplicates=sum(len(keys[name].whole) - pc.count_distinct(keys[name].whole).as_py() for name in NAMES),
-        leakage={f"{a}/{b}": _leakage(keys[a], keys[b], near[a, b]) for a, b in combinations(NAMES, 2)},
+        leakage={
+            f"{a}/{b}": _leakage(keys[a], keys[b], near[a, b], again[a, b]) for a, b in combinations(NAMES, 2)
+        },
         composition=_composition(seen),
     )
 
@@ -120,14 +129,20 @@ def _rows(chunk: Chunk) -> Iterator[dict[str, Any]]:
 
 def _look(group_by: str | None, scratch: Path, chunk: Chunk) -> _Seen:
     keys, groups, values = [], set(), {"source": Counter[str]()}
+    earlier: dict[str, list[Any]] = {"asked": [], "earlier": []}
     for row in _rows(chunk):
-        keys.append(b"".join(keys_of(from_row(row))))
+        found = keys_of(from_row(row))
+        keys.append(b"".join((found.exact, found.question, found.whole)))
+        earlier["asked"].append(found.asked)
+        earlier["earlier"].append(found.earlier)
         if group_by is not None:
             groups.add(group_of(row, group_by))
         _count(row, values)
     path = scratch / f"keys-{chunk.split}-{chunk.start}.npy"
     np.save(path, np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), 3, KEY_BYTES))
-    return _Seen(chunk.split, len(keys), path, tuple(sorted(groups)), values)
+    asked = scratch / f"asked-{chunk.split}-{chunk.start}.parquet"
+    pq.write_table(pa.table(earlier, schema=_ASKED), asked)
+    return _Seen(chunk.split, len(keys), path, asked, tuple(sorted(groups)), values)
 
 
 def _count(row: dict[str, Any], values: dict[str, Counter[str]]) -> None:
@@ -161,12 +176,13 @@ def _binary(keys: npt.NDArray[np.uint8]) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(KEY_BYTES), len(keys), [None, pa.py_buffer(keys)])
 
 
-def _leakage(left: _Keys, right: _Keys, near: int | None) -> Leakage:
+def _leakage(left: _Keys, right: _Keys, near: int | None, again: int) -> Leakage:
     return Leakage(
         exact=_common(left.exact, right.exact),
         normalised=_common(left.question, right.question),
         groups=len(left.groups & right.groups),
         near=near,
+        repeated=again,
     )
 
 
@@ -180,10 +196,22 @@ def _wordings(chunk: Chunk) -> Texts:
     return Texts(texts, np.array([wording.salt for wording in wordings], np.uint64))
 
 
+def _repeated(seen: Sequence[_Seen]) -> dict[tuple[str, str], int]:
+    table = pa.concat_tables([pq.read_table(part.asked) for part in seen] or [_ASKED.empty_table()])
+    asked = number(table["asked"], table["earlier"])
+    side = _sides(seen)
+    return {(a, b): repeated(asked, side, i, j) for (i, a), (j, b) in combinations(enumerate(NAMES), 2)}
+
+
+def _sides(seen: Sequence[_Seen]) -> npt.NDArray[np.int64]:
+    return np.repeat([NAMES.index(part.split) for part in seen], [part.rows for part in seen])
+
+
 def _near(
     chunks: Sequence[Chunk],
     seen: Sequence[_Seen],
     threshold: float | None,
+    numbers_matter: bool,
     workers: Workers,
     scratch: Path,
     advanced: Advanced,
@@ -197,9 +225,10 @@ def _near(
         workers=workers,
         scratch=scratch,
         seed=_OWN_SEED,
+        numbers_matter=numbers_matter,
         advanced=lambda at, total: advanced(at, total, "pieces compared"),
     )
-    side = np.repeat([NAMES.index(part.split) for part in seen], [part.rows for part in seen])
+    side = _sides(seen)
     # Chunks come in the order of the splits, so the left row of a pair is of the same split or an earlier one.
     return {
         (a, b): len(np.unique(similar.right[(side[similar.left] == i) & (side[similar.right] == j)]))

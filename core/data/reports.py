@@ -84,6 +84,8 @@ class PiiReport(Frozen):
     findings: dict[str, int]
     """Findings by kind: email, phone, card, iban, national_id.<name>, api_key, private_key, password."""
     examples: tuple[PiiExample, ...] = ()
+    left: dict[str, int] = {}
+    """Findings by kind that a second look, after redaction, still made; empty without redaction."""
 
 
 class Contamination(Frozen):
@@ -91,6 +93,8 @@ class Contamination(Frozen):
 
     items: int
     """Benchmark items compared with."""
+    ignored: int = 0
+    """Benchmark items of fewer than three words, which would be found everywhere."""
     ngram: int
     rows: int
     """Rows that share a sequence."""
@@ -164,6 +168,9 @@ class Leakage(Frozen):
     """Questions equal after Unicode, case and whitespace normalisation."""
     groups: int
     """Values of group_by present on both sides."""
+    repeated: int = 0
+    """Questions of the second split that the first one holds too, under another system text or earlier in a longer
+    conversation."""
     near: int | None = 0
     """Questions of the second split that are nearly the same as one of the first; None if not looked for."""
 
@@ -203,3 +210,5 @@ class SplitReport(Frozen):
     largest_cluster: int = 0
     near_threshold: float | None = None
     composition: tuple[Composition, ...] = ()
+    validation_pii: PiiReport | None = None
+    """Personal data in a given validation file."""

@@ -8,6 +8,7 @@ Runs every contender in turn and then in reverse order, so that none has the qui
 import argparse
 import datetime
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -58,7 +59,7 @@ def contenders(rows: Path, out: Path, python: str, workers: Sequence[int], chose
             found.append(Contender(name, count, [*script, *flags]))
         ours = [sys.executable, "-m", "tests.bench.our_near", texts, str(out), "--workers", str(count)]
         found += [Contender(name, count, [*ours, *flags]) for name, flags in OURS.items()]
-    return [one for one in found if chosen in one.name]
+    return [one for one in found if re.search(chosen, one.name)]
 
 
 def removed(out: Path) -> set[int]:
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("rows", type=Path)
     parser.add_argument("--datatrove", default="/tmp/dt/bin/python", help="Python that has datatrove")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--only", default="", help="contenders with this in their name")
+    parser.add_argument("--only", default="", help="contenders whose name matches this pattern")
     parser.add_argument("--once", action="store_true", help="one run each instead of there and back")
     parser.add_argument("--report", type=Path, default=REPORT)
     given = parser.parse_args()

@@ -2,12 +2,16 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from core.config import Frozen
+from core.errors import ConfigError
+from flows.config_file import load_config
 from flows.run_config import COMMON_NAMES, Problem, RunConfig, check, inner_model
 
 LEAST: dict[str, Any] = {"model": {"name": "org/base"}, "sources": [{"path": "rows.jsonl"}]}
@@ -183,6 +187,51 @@ def test_values_are_explained_in_plain_words(blocks: dict[str, Any], expected: s
     assert f"{problem.keys[0]} {problem.what}" == expected
 
 
+SECRET = "https://u:p4ssw0rd@h/x?sig=abc123"
+LONG = f"https://u:p4ssw0rd{'x' * 60}@h/x"
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        {"sources": [{"path": SECRET}]},
+        {"sources": [SECRET]},
+        {"sources": SECRET},
+        {"sources": [LONG]},
+        {"sources": [{"path": [SECRET]}]},
+        {"dataset": {"path": SECRET}},
+        {"training": {"seed": SECRET}},
+        {"name": SECRET},
+    ],
+)
+def test_no_message_holds_a_password(blocks: dict[str, Any]) -> None:
+    for problem in problems(**blocks):
+        assert "p4ss" not in problem.what
+        assert "abc123" not in problem.what
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f'sources=[{{path: "{SECRET}"}}]',
+        f"sources=[{{path: '{LONG}'}}]",
+        f"sources.0.path={SECRET}",
+        f'sources=[{{path: "{SECRET}"',
+        f"sources={SECRET}",
+        f'sources=[{{path: x, "{SECRET}": 1}}]',
+        SECRET,
+    ],
+)
+def test_no_message_about_an_override_holds_a_password(override: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(LEAST))
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, [override])
+    assert "-o " in str(caught.value)
+    assert "p4ss" not in str(caught.value)
+    assert "abc123" not in str(caught.value)
+
+
 GUESSES = [
     ({"lora": {"alpha": 16}}, "lora.lora_alpha"),
     ({"lora": {"rank": 16}}, "lora.r"),
@@ -209,7 +258,7 @@ def test_without_a_guess_the_keys_of_the_block_are_listed() -> None:
     (problem,) = problems(split={"zzz": 1})
     assert (
         problem.what
-        == "is not a key; keys here: strategy, train, val, test, seed, group_by, stratify_by, time_by, near_threshold"
+        == "is not a key; keys here: strategy, train, val, test, seed, group_by, stratify_by, time_by, near_threshold, near_numbers"
     )
 
 

@@ -106,6 +106,7 @@ def test_a_pair_nobody_compared_closes_it(failed, split, pair):
     report = split.model_copy(update={"leakage": {p: leak for p, leak in split.leakage.items() if p != pair}})
     assert failed(report) == {
         f"{pair} shared questions",
+        f"{pair} questions repeated",
         f"{pair} nearly equal questions",
         f"{pair} shared groups",
     }
@@ -170,6 +171,14 @@ def test_a_comparison_that_was_asked_for_and_not_made_closes_it(failed, split):
     assert failed(leaking(unasked, "train/test", near=None)) == set()
 
 
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_question_repeated_in_another_setting_closes_it(failed, split, pair):
+    leak = split.leakage[pair].model_copy(update={"repeated": 1})
+    report = split.model_copy(update={"leakage": {**split.leakage, pair: leak}})
+    assert failed(report) == {f"{pair} questions repeated"}
+    assert failed(report, DatasetValidated(max_leaked=1)) == set()
+
+
 def names(verdict):
     return {check.name for check in verdict.failed}
 
@@ -222,6 +231,8 @@ def test_one_secret_closes_it(judge, formatted, kind):
     assert names(judge(formatted=report)) == {"secrets and identity numbers"}
     assert names(judge(DatasetValidated(max_secrets=1), formatted=report)) == set()
     assert names(judge(formatted=with_pii(formatted, {kind: 1}, redacted=True))) == set()
+    missed = with_pii(formatted, {kind: 2}, redacted=True, left={kind: 1})
+    assert names(judge(formatted=missed)) == {"secrets and identity numbers"}
 
 
 @pytest.mark.parametrize(("count", "closed"), [(32, set()), (33, {"contact details per row"})])
@@ -232,7 +243,24 @@ def test_contact_details_in_five_rows_of_a_hundred(judge, formatted, count, clos
 def test_a_scan_that_was_switched_off_is_not_judged(judge, formatted):
     verdict = judge(formatted=with_pii(formatted, {}, looked=False))
     assert verdict.passed
-    assert "secrets and identity numbers" not in {check.name for check in verdict.checks}
+    shown = {check.name: check.observed for check in verdict.checks}
+    assert shown["personal data"] == "not looked for"
+    assert "secrets and identity numbers" not in shown
+
+
+def test_a_given_validation_file_is_judged_too(judge, formatted, split):
+    found = formatted.quality.pii.model_copy(update={"findings": {"api_key": 1}})
+    assert names(judge(split=split.model_copy(update={"validation_pii": found}))) == {
+        "validation: secrets and identity numbers"
+    }
+
+
+def test_a_benchmark_without_items_closes_it(judge, formatted):
+    nothing = formatted.quality.contamination.model_copy(update={"items": 0, "ignored": 7})
+    report = formatted.model_copy(
+        update={"quality": formatted.quality.model_copy(update={"contamination": nothing})}
+    )
+    assert names(judge(formatted=report)) == {"benchmark items"}
 
 
 def test_rows_of_a_benchmark_close_it_unless_removed(judge, formatted):

@@ -18,8 +18,8 @@ from core.data.workers import Workers
 
 TextJob = Any
 """Whatever ``read`` takes to give some of the texts; small, since it travels to the workers."""
-_BLOCK = 1 << 17
-"""Pairs confirmed at once."""
+_BLOCK = 1 << 22
+"""Members of the sets that are compared at once."""
 
 Read = Callable[[TextJob], Texts]
 
@@ -170,8 +170,10 @@ def _similarities(sets: Shingles, left: I64, right: I64) -> npt.NDArray[np.float
     shape = (sets.rows, int(columns.max(initial=0)) + 1)
     table = csr_matrix((np.ones(len(columns), np.int32), columns, sets.offsets), shape=shape)
     result = np.zeros(len(left))
-    for start in range(0, len(left), _BLOCK):
-        block = slice(start, start + _BLOCK)
+    # Long texts have large sets: what bounds memory is their members, not the number of pairs.
+    members = np.cumsum(sizes[left] + sizes[right])
+    cuts = np.searchsorted(members, np.arange(_BLOCK, members[-1] if len(members) else 0, _BLOCK))
+    for block in np.split(np.arange(len(left)), np.unique(cuts)):
         a, b = left[block], right[block]
         common = np.asarray(table[a].multiply(table[b]).sum(axis=1)).ravel()
         result[block] = common / (sizes[a] + sizes[b] - common)

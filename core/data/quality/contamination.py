@@ -140,6 +140,7 @@ class Benchmark:
             hit = np.union1d(hit, items[np.isin(sequences, found)])
         return Contamination(
             items=self.items,
+            ignored=self.ignored,
             ngram=self.ngram,
             rows=len(overlap.rows),
             items_hit=len(hit),

@@ -170,10 +170,15 @@ def _sorted_out(found: list[Path], root: Path, base: Path, source: str) -> Expan
             files.setdefault(path.resolve(), SourceFile(path, name, _origin(path, root)))
     if not files:
         raise nothing_readable(source, len(found), list(names))
-    rest = sorted(name for name, path in names.items() if not is_supported(path.name))
-    odd = sorted(name for name, path in names.items() if is_supported(path.name) and not path.is_file())
+    odd = sorted(name for name, path in names.items() if not path.is_file() and _looks_like_data(path))
+    rest = sorted(name for name in names.keys() - odd if not is_supported(names[name].name))
     notes = tuple(f"{name}: a link that leads nowhere, or no regular file; passed over" for name in odd)
     return Expanded(tuple(files.values()), tuple(rest), notes)
+
+
+def _looks_like_data(path: Path) -> bool:
+    # What a link without a target was cannot be told by its name.
+    return path.is_symlink() or is_supported(path.name)
 
 
 def _inside(path: Path, root: Path) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import fsspec
 
@@ -26,6 +27,8 @@ _PACKAGES = {
     "ssh": "paramiko",
     "smb": "smbprotocol",
 }
+_SERVERS = frozenset({"ftp", "sftp", "ssh", "smb"})
+"""Protocols whose file systems are half built, and complain on stderr, when the address names no server."""
 _ACCESS = (
     "log in with the tools of the provider; for a public S3 bucket set FSSPEC_S3_ANON=true in the environment"
 )
@@ -36,14 +39,20 @@ def connect(url: str) -> tuple[Any, str]:
     """Return the file system of an address, and the path on it.
 
     Raises:
-        DataError: If the protocol is unknown, or the package for it is missing.
+        DataError: If the protocol is unknown, the package for it is missing, or the server cannot be reached:
+            some protocols log in at once.
     """
     protocol = url.split("://", 1)[0].lower()
     where = redacted(url)
     if "::" in url:
         raise DataError("chained addresses cannot be read", where=where, fix="name the file itself")
     try:
-        filesystem, path = fsspec.core.url_to_fs(url, **_options(protocol))
+        with told(url, keep=(ImportError, ValueError)):
+            if protocol in _SERVERS and not urlsplit(url).hostname:
+                raise ValueError("names no server")
+            filesystem, path = fsspec.core.url_to_fs(url, **_options(protocol))
+            # Listings of an earlier look in this process may be stale.
+            filesystem.invalidate_cache()
     except ImportError as error:
         package = _PACKAGES.get(protocol)
         fix = f"pip install {package}" if package else without_secrets(str(error), url)
@@ -51,8 +60,6 @@ def connect(url: str) -> tuple[Any, str]:
     except ValueError as error:
         what = f"{protocol}:// is no known protocol" if "not known" in str(error) else "is no usable address"
         raise DataError(what, where=where, fix="use s3://, gs://, https:// or a path") from None
-    # Listings of an earlier look in this process may be stale.
-    filesystem.invalidate_cache()
     return filesystem, str(path)
 
 
@@ -69,19 +76,26 @@ def _options(protocol: str) -> dict[str, Any]:
         retries = {"max_attempts": 2}
         seconds = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
         return {"config_kwargs": {**seconds, "retries": retries}}
-    return {"timeout": READ_SECONDS} if protocol in ("gs", "gcs") else {}
+    if protocol in ("sftp", "ssh"):
+        return {"timeout": CONNECT_SECONDS, "banner_timeout": READ_SECONDS, "auth_timeout": READ_SECONDS}
+    return {"timeout": READ_SECONDS} if protocol in ("gs", "gcs", "ftp") else {}
 
 
 @contextmanager
-def told(url: str) -> Iterator[None]:
+def told(url: str, *, keep: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Turn whatever a network library raises into one message without secrets.
+
+    Args:
+        url: The address that is read.
+        keep: Errors that the caller tells itself.
 
     Raises:
         DataError: Instead of any other exception.
     """
+    kept: tuple[type[Exception], ...] = (DataError, *keep)
     try:
         yield
-    except DataError:
+    except kept:
         raise
     except Exception as error:  # noqa: BLE001 - every backend raises its own kinds
         # The original error may quote the address with its password, so it is not kept as the cause.

@@ -16,7 +16,7 @@ from core.data.ingest import Advanced, quiet
 from core.data.leakage import NAMES, Shared, measure
 from core.data.reports import FormatReport, SplitReport
 from core.data.split import strategies
-from core.data.split.relatives import Links, families, nearly_same, ranks, same
+from core.data.split.relatives import Links, asked_again, families, nearly_same, ranks, same
 from core.data.split.rows import I64, Rows, read_rows
 from core.data.split.strategies import LEFT_OUT, Families, Places
 from core.data.split.writing import write_splits
@@ -73,6 +73,7 @@ def split(
             scratch,
             group_by=config.group_by,
             threshold=config.near_threshold,
+            numbers_matter=config.near_numbers == "distinct",
             advanced=advanced,
         )
     requested = _requested(config, rows.total - divided.removed, given)
@@ -94,9 +95,9 @@ def _relatives(
 ) -> list[Links]:
     everything = [rows, *([given] if given else [])]
     questions = pa.chunked_array([chunk for some in everything for chunk in some.questions.chunks])
-    links = [same(questions)]
+    links = [same(questions), asked_again(everything)]
     if config.near_threshold is not None:
-        links.append(nearly_same(everything, config.near_threshold, workers, scratch, config.seed, advanced))
+        links.append(nearly_same(everything, config, workers, scratch, advanced))
     return links
 
 

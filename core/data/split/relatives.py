@@ -10,6 +10,8 @@ import pyarrow as pa
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from core.data.asked import links, number
+from core.data.config import SplitConfig
 from core.data.ingest import Advanced
 from core.data.near import find_similar
 from core.data.split.rows import I64, U64, Rows, wordings_of
@@ -34,25 +36,33 @@ def same(values: pa.ChunkedArray | pa.Array) -> Links:
 
 
 def nearly_same(
-    rows: Sequence[Rows], threshold: float, workers: Workers, scratch: Path, seed: int, advanced: Advanced
+    rows: Sequence[Rows], config: SplitConfig, workers: Workers, scratch: Path, advanced: Advanced
 ) -> Links:
     """Link questions that are nearly the same, over all given rows in order."""
     similar = find_similar(
         [part for some in rows for part in some.parts],
         wordings_of,
-        threshold=threshold,
+        threshold=config.near_threshold or 1.0,
+        numbers_matter=config.near_numbers == "distinct",
         workers=workers,
         scratch=scratch,
-        seed=seed,
+        seed=config.seed,
         advanced=lambda at, total: advanced(at, total, "parts compared"),
     )
     return Links(similar.left, similar.right)
 
 
-def families(links: Sequence[Links], total: int) -> I64:
+def asked_again(rows: Sequence[Rows]) -> Links:
+    """Link rows that ask the same under another system text or inside a longer conversation."""
+    keys = pa.chunked_array([chunk for some in rows for chunk in some.asked.chunks])
+    earlier = pa.chunked_array([chunk for some in rows for chunk in some.earlier.chunks])
+    return Links(*links(number(keys, earlier)))
+
+
+def families(found: Sequence[Links], total: int) -> I64:
     """Return the number of each row's family, from 0: rows linked directly or through others."""
-    left = np.concatenate([link.left for link in links])
-    right = np.concatenate([link.right for link in links])
+    left = np.concatenate([link.left for link in found])
+    right = np.concatenate([link.right for link in found])
     table = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(total, total))
     _, labels = connected_components(table, directed=False)
     members: I64 = labels.astype(np.int64)

@@ -29,6 +29,10 @@ class Rows(NamedTuple):
     parts: Sequence[Part]
     questions: pa.ChunkedArray
     """Key of each row's question, 16 bytes."""
+    asked: pa.ChunkedArray
+    """Key of the question without its system text."""
+    earlier: pa.ChunkedArray
+    """Lists of such keys: what a longer conversation asks before."""
     values: tuple[Any, ...]
     """Value of the field the strategy goes by, one a row; empty if it needs none."""
 
@@ -48,11 +52,14 @@ def read_rows(path: Path, config: SplitConfig, workers: Workers) -> Rows:
     if not len(questions):
         raise DataError("holds no rows", where=str(path), fix="add rows")
     field = config.group_by or config.stratify_by or config.time_by
+    asked, earlier = read_column(path, "asked_key"), read_column(path, "earlier_keys")
     parts = parts_of(path)
     if field is None:
-        return Rows(parts, questions, ())
+        return Rows(parts, questions, asked, earlier, ())
     read = functools.partial(_values, config.strategy, field)
-    return Rows(parts, questions, tuple(value for some in workers.map(read, parts) for value in some))
+    return Rows(
+        parts, questions, asked, earlier, tuple(value for some in workers.map(read, parts) for value in some)
+    )
 
 
 def wordings_of(part: Part) -> Texts:

@@ -15,6 +15,8 @@ from core.data.parts import Part, read_part
 
 BUCKET_BYTES = 64 << 20
 """Rows are sorted in pieces of about this size, so that memory does not grow with the data."""
+MOST_BITS = 8
+"""256 pieces of three splits are as many files as may be open at once; beyond 16 GB pieces grow."""
 
 
 def write_splits(
@@ -51,7 +53,7 @@ class _Buckets:
         self.folder = folder
         size = sum(path.stat().st_size for path in {part.path for part in parts})
         # Text on disk is packed about four times.
-        self.bits = max(0, int(4 * size / BUCKET_BYTES).bit_length())
+        self.bits = min(MOST_BITS, int(4 * size / BUCKET_BYTES).bit_length())
         self.files = {
             (split, bucket): (folder / f"{split}-{bucket:04d}.part").open("wb")
             for split in range(len(NAMES))

@@ -289,3 +289,50 @@ def test_workers_do_not_change_a_byte(tmp_path, jsonl, monkeypatch):
         again, _ = mixed(tmp_path, jsonl, {"a": 170, "b": 230}, {"a": 1, "b": 1}, workers)
     assert (tmp_path / "d0.parquet").read_bytes() == alone
     assert again == report
+
+
+def test_redaction_reaches_calls_metadata_and_rejects(run, tmp_path):
+    call = {
+        "type": "function",
+        "function": {"name": "mail", "arguments": json.dumps({"to": "a.b@example.org"})},
+    }
+    row = {
+        "messages": [
+            {"role": "user", "content": "Send it"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "sent"},
+            {"role": "assistant", "content": "Done"},
+        ],
+        "contact": "c.d@example.org",
+    }
+    rows = [row, {"nothing": "e.f@example.org"}, qa("hello")]
+    config = QualityConfig(pii=PiiConfig(action="redact"))
+    report, dataset, rejected = run(rows, quality=config, max_rejected=0.5)
+    everything = json.dumps([dataset, rejected]) + report.model_dump_json()
+    assert "@example.org" not in everything
+    (turn,) = [turn for turn in dataset[0]["conversations"] if turn.get("tool_calls")]
+    assert json.loads(turn["tool_calls"][0]["arguments"]) == {"to": "[EMAIL]"}
+    assert dataset[0]["metadata"]["contact"] == "[EMAIL]"
+    assert (report.quality.pii.findings, report.quality.pii.left) == ({"email": 2}, {})
+
+
+def test_answers_of_few_kinds_are_labels(run):
+    rows = [qa(f"review number {n} of many", "positive" if n % 4 else "negative") for n in range(40)]
+    (label,) = [label for label in run(rows)[0].quality.labels if label.field == "answer"]
+    assert label.counts == {"positive": 30, "negative": 10}
+
+
+def test_a_reason_is_counted_once_however_many_places_it_names(tmp_path):
+    lines = [json.dumps(qa(str(n))).encode() for n in range(10)] + [b" " * n + b"caf\xe9" for n in range(20)]
+    (tmp_path / "b.jsonl").write_bytes(b"\n".join(lines))
+    ingest([SourceConfig(path="b.jsonl")], tmp_path / "c", base=tmp_path, cache=tmp_path)
+    report = format_records(
+        tmp_path / "c", tmp_path / "d", tmp_path / "r.jsonl", FormatConfig(max_rejected=1), workers=Inline()
+    )
+    assert report.reasons == {"not UTF-8": 20}
+    assert rows_of(tmp_path / "r.jsonl")[3]["detail"] == "byte 0xe9 at column 7"
+
+
+def test_an_article_does_not_displace_the_question_that_quotes_it(run):
+    report, _, _ = run([{"text": LONG + " warm air rises"}, qa(LONG, "warm air rises")])
+    assert report.kept == 2

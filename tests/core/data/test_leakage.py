@@ -43,9 +43,9 @@ def test_planted_leaks_are_counted_by_pair_and_kind(lay):
         test=[("exact", "y", {"book": 2}), ("exact", "z", {"book": 1}), ("SAME question", "x", {"book": 9})],
     )
     assert measure_leakage(folder, "book") == {
-        "train/val": Leakage(exact=0, normalised=1, groups=0, near=None),
-        "train/test": Leakage(exact=1, normalised=2, groups=2, near=None),
-        "val/test": Leakage(exact=0, normalised=1, groups=0, near=None),
+        "train/val": Leakage(exact=0, normalised=1, groups=0, near=None, repeated=1),
+        "train/test": Leakage(exact=1, normalised=2, groups=2, near=None, repeated=3),
+        "val/test": Leakage(exact=0, normalised=1, groups=0, near=None, repeated=1),
     }
     assert measure_leakage(folder)["train/test"].groups == 0
 
@@ -96,3 +96,42 @@ def test_splits_are_compared_by_source_and_by_fields_of_few_values(lay):
     assert found["topic"] == {"train": {"a": 10, "b": 10}, "val": {"a": 0, "b": 0}, "test": {"a": 1, "b": 0}}
     assert found["source"]["train"] == {"rows.jsonl": 20}
     assert "page" not in found
+
+
+def chat(number, *turns, system=None):
+    said = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(turns)]
+    head = [{"role": "system", "content": system}] if system else []
+    return {
+        "id": f"r{number}",
+        "conversations": head + said,
+        "metadata": {},
+        "origin": {"file": "a", "line": number},
+    }
+
+
+def test_the_same_question_under_another_system_text_is_a_repetition(tmp_path, jsonl):
+    jsonl(tmp_path / "train.jsonl", [chat(1, "What is it?", "42", system="Be brief.")])
+    jsonl(tmp_path / "val.jsonl", [])
+    jsonl(tmp_path / "test.jsonl", [chat(2, "what is IT?", "42", system="Be kind.")])
+    found = measure_leakage(tmp_path)["train/test"]
+    assert (found.exact, found.normalised, found.repeated) == (0, 0, 1)
+
+
+def test_a_question_inside_a_longer_conversation_is_a_repetition(tmp_path, jsonl):
+    jsonl(tmp_path / "train.jsonl", [chat(1, "Where is Ho?", "In Volta.", "And Wa?", "In Upper West.")])
+    jsonl(tmp_path / "val.jsonl", [chat(3, "And Wa?", "In Upper West.")])
+    jsonl(tmp_path / "test.jsonl", [chat(2, "Where is Ho?", "In the Volta region.")])
+    found = measure_leakage(tmp_path)
+    assert {pair: leak.repeated for pair, leak in found.items()} == {
+        "train/val": 0,
+        "train/test": 1,
+        "val/test": 0,
+    }
+
+
+def test_what_half_the_rows_ask_is_a_phrase(tmp_path, jsonl):
+    rows = [chat(n, "Continue.", f"answer {n}", system=f"Passage {n}") for n in range(120)]
+    jsonl(tmp_path / "train.jsonl", rows[:60])
+    jsonl(tmp_path / "val.jsonl", [])
+    jsonl(tmp_path / "test.jsonl", rows[60:])
+    assert measure_leakage(tmp_path)["train/test"].repeated == 0

@@ -187,6 +187,15 @@ def test_the_first_of_its_kind_stays_and_resemblance_is_not_handed_on():
     assert clusters(chain, 4).tolist() == [0, 0, 0, 3]
 
 
+def test_long_texts_are_compared_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr("core.data.near.similar._BLOCK", 100)
+    texts = planted(30)
+    pairs, _ = search(tmp_path, texts)
+    assert pairs == {
+        pair for pair in combinations(range(len(texts)), 2) if jaccard(*(texts[i] for i in pair)) >= 0.8
+    }
+
+
 def test_no_texts_and_one_text(tmp_path):
     assert search(tmp_path, ["only one"], parts=1)[0] == set()
     found = find_similar([], read_list, threshold=0.8, workers=Inline(), scratch=tmp_path)

@@ -507,7 +507,8 @@ print(rows, bad[:1], len(bad), (after - before) // 1024)
         ("a.csv", b"a\n1\n", b"x", 300, b"\n3\n", 3),
         ("a.json", b'[{"a": 1}, {"a": "', b"x", 300, b'"}, {"a": 3}]', 3),
         ("a.txt", b"", b"x", 200, b"", None),
-        ("b.txt", b"", b"word and word\n\n", 100, b"", None),
+        ("b.txt", b"", b"word ", 200, b"", None),
+        ("c.txt", b"", b"word and word\n\n", 100, b"", None),
     ],
 )
 def test_a_huge_line_needs_little_memory(name, start, many, megabytes, end, rows):
@@ -518,4 +519,4 @@ def test_a_huge_line_needs_little_memory(name, start, many, megabytes, end, rows
     *found, peak = done.stdout.rsplit(maxsplit=1)
     if rows is not None:
         assert found == [f"{rows} ['longer than 16 MB'] 1"]
-    assert int(peak) < 200
+    assert int(peak) < (100 if name.endswith(".txt") else 200)

@@ -4,6 +4,7 @@ import base64
 import gzip
 import http.server
 import json
+import socket
 import threading
 import time
 
@@ -245,6 +246,10 @@ def test_no_error_shows_a_secret(site, tmp_path, path):
         ("memory://a::memory://b.jsonl", "chained addresses cannot be read", "name the file"),
         ("http://127.0.0.1:9/x.jsonl", "cannot be reached", "check the address"),
         ("http://no-such-host.invalid/x.jsonl", "cannot be reached", "check the address"),
+        ("ftp://127.0.0.1:9/x.jsonl", "cannot be reached", "check the address"),
+        ("ftp://no-such-host.invalid/x.jsonl", "cannot be reached", "check the address"),
+        ("ftp:///x.jsonl", "is no usable address", "https"),
+        ("ftp://h:port/x.jsonl", "is no usable address", "https"),
     ],
 )
 def test_what_is_not_there_is_told_at_once(remote, opened, url, what, fix):
@@ -256,6 +261,36 @@ def test_what_is_not_there_is_told_at_once(remote, opened, url, what, fix):
     assert time.monotonic() - start < 20
     assert what in error.value.what
     assert fix in error.value.fix
+
+
+@pytest.mark.parametrize("scheme", ["ftp", "sftp", "ssh", "smb", "webhdfs", "github", "nowhere"])
+def test_every_scheme_fails_with_one_error_without_secrets(tmp_path, scheme):
+    with pytest.raises(DataError) as error:
+        direct(f"{scheme}://me:p4ssw0rd@127.0.0.1:9/x.jsonl", tmp_path)
+    assert error.value.where == f"{scheme}://127.0.0.1:9/x.jsonl"
+    assert error.value.fix
+    assert error.value.__suppress_context__
+    assert "p4ssw0rd" not in str(error.value)
+
+
+def test_a_refused_ftp_login_shows_no_password(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        talk = threading.Thread(target=_refuse, args=[server])
+        talk.start()
+        with pytest.raises(DataError, match="530 no entry") as error:
+            direct(f"ftp://me:p4ssw0rd@127.0.0.1:{server.getsockname()[1]}/x.jsonl", tmp_path)
+        talk.join()
+    assert "p4ssw0rd" not in str(error.value)
+
+
+def _refuse(server):
+    client, _ = server.accept()
+    with client, client.makefile("rwb", buffering=0) as talk:
+        talk.write(b"220 hello\r\n")
+        talk.readline()
+        talk.write(b"331 password?\r\n")
+        password = talk.readline().split()[-1]
+        talk.write(b"530 no entry with " + password + b"\r\n")
 
 
 def _has(url):

@@ -131,9 +131,21 @@ def test_links_that_loop_or_lead_nowhere_are_no_harm(base, opened):
         "c.json",
         "x.jsonl",
     }
-    assert [note.split(":")[0] for note in found.notes] == ["other/gone.jsonl", "other/pipe.jsonl"]
+    assert [note.split(":")[0] for note in found.notes] == [
+        "other/gone.jsonl",
+        "other/pipe.jsonl",
+        "other/self",
+    ]
     assert set(expand("other/**/*.jsonl", base).files[0].name.split("/")) >= {"other"}
     assert opened("other")[0].notes == found.notes
+
+
+@pytest.mark.parametrize("name", ["gone", "gone.pdf", "gone.jsonl"])
+def test_a_link_that_leads_nowhere_is_told_whatever_its_name(base, name):
+    (base / "other" / name).symlink_to("nothing")
+    found = expand("other", base)
+    assert found.notes == (f"other/{name}: a link that leads nowhere, or no regular file; passed over",)
+    assert not found.passed_over
 
 
 def test_linked_folders_are_searched(base):

@@ -197,3 +197,35 @@ def test_the_order_of_the_file_decides_nothing(divide, make_row, config):
     random.Random(1).shuffle(rows)
     _, second = divide(rows, **config)
     assert first == second
+
+
+def chat(number, *turns, system=None):
+    said = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(turns)]
+    head = [{"role": "system", "content": system}] if system else []
+    return {"id": f"r{number}", "conversations": head + said, "metadata": {"topic": "a", "book": number, "year": number},
+            "origin": {"file": "a", "line": number}}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", STRATEGIES, ids=lambda c: c["strategy"])
+def test_rows_that_ask_the_same_in_other_settings_never_straddle(divide, config):
+    rng = random.Random(11)
+    asked = [question(rng, 8) for _ in range(150)]
+    rows = [chat(2 * n, text, "yes", system="Be brief.") for n, text in enumerate(asked)]
+    rows += [chat(2 * n + 1, text, "yes", system="Be kind.") for n, text in enumerate(asked[:75])]
+    rows += [chat(2 * n + 1, text, "yes", "why?", "so") for n, text in enumerate(asked) if n >= 75]
+    report, where = divide(rows, **config)
+    for n in range(150):
+        assert len({where[name] for name in (f"r{2 * n}", f"r{2 * n + 1}") if name in where}) == 1
+    assert all(leak.repeated == 0 for leak in report.leakage.values())
+
+
+def test_numbers_can_be_told_not_to_matter(divide, make_row):
+    text = "a trader buys {} bags of rice at the market and sells each of them for forty cedis to her neighbours in town"
+    rng = random.Random(12)
+    rows = [make_row(n, text.format(n)) for n in range(30)] + [
+        make_row(100 + n, question(rng)) for n in range(270)
+    ]
+    report, where = divide(rows, near_numbers="ignore", near_threshold=0.7)
+    assert len({where[f"r{n}"] for n in range(30)}) == 1
+    assert report.largest_cluster == 30
+    assert divide(rows, near_threshold=0.7)[0].largest_cluster == 1
