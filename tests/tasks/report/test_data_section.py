@@ -186,7 +186,7 @@ def test_near_duplicates_that_nobody_looked_for_are_no_zero():
 def test_near_leakage_that_nobody_looked_for_is_no_zero():
     pairs = {"train/test": Leakage(exact=0, normalised=0, groups=0, near=None)}
     html = with_split(leakage=pairs, near_threshold=None)
-    assert "train/test 0 0 not measured 0" in text_of(html)
+    assert "train/test 0 0 0 not measured 0" in text_of(html)
     assert '<tr class="fails">' not in html
 
 
