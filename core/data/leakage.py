@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from core.data.asked import number, repeated
-from core.data.dedup import KEY_BYTES, keys_of, question_wording
+from core.data.dedup import KEY_BYTES, Wording, keys_of, question_wording, whole_wording
 from core.data.fields import group_of
 from core.data.near import Texts, find_similar
-from core.data.records import from_row
+from core.data.records import Record, from_row
 from core.data.reports import Composition, Leakage
 from core.data.workers import Inline, Workers
 
@@ -190,8 +190,16 @@ def _common(left: pa.Array, right: pa.Array) -> int:
     return int(pc.count_distinct(right.filter(pc.is_in(right, value_set=left))).as_py())
 
 
-def _wordings(chunk: Chunk) -> Texts:
-    wordings = [question_wording(from_row(row)) for row in _rows(chunk)]
+def _questions(chunk: Chunk) -> Texts:
+    return _texts(chunk, question_wording)
+
+
+def _wholes(chunk: Chunk) -> Texts:
+    return _texts(chunk, whole_wording)
+
+
+def _texts(chunk: Chunk, word: Callable[[Record], Wording]) -> Texts:
+    wordings = [word(from_row(row)) for row in _rows(chunk)]
     texts = pa.array([wording.text for wording in wordings], pa.large_string())
     return Texts(texts, np.array([wording.salt for wording in wordings], np.uint64))
 
@@ -218,22 +226,24 @@ def _near(
 ) -> dict[tuple[str, str], int | None]:
     if threshold is None:
         return dict.fromkeys(combinations(NAMES, 2))
-    similar = find_similar(
-        chunks,
-        _wordings,
-        threshold=threshold,
-        workers=workers,
-        scratch=scratch,
-        seed=_OWN_SEED,
-        numbers_matter=numbers_matter,
-        advanced=lambda at, total: advanced(at, total, "pieces compared"),
-    )
     side = _sides(seen)
-    # Chunks come in the order of the splits, so the left row of a pair is of the same split or an earlier one.
-    return {
-        (a, b): len(np.unique(similar.right[(side[similar.left] == i) & (side[similar.right] == j)]))
-        for (i, a), (j, b) in combinations(enumerate(NAMES), 2)
-    }
+    found: dict[tuple[str, str], list[npt.NDArray[np.int64]]] = {}
+    for read in (_questions, _wholes):
+        similar = find_similar(
+            chunks,
+            read,
+            threshold=threshold,
+            workers=workers,
+            scratch=scratch,
+            seed=_OWN_SEED,
+            numbers_matter=numbers_matter,
+            advanced=lambda at, total: advanced(at, total, "pieces compared"),
+        )
+        # Chunks come in the order of the splits, so the left row is of the same split or an earlier one.
+        for (i, a), (j, b) in combinations(enumerate(NAMES), 2):
+            across = (side[similar.left] == i) & (side[similar.right] == j)
+            found.setdefault((a, b), []).append(similar.right[across])
+    return {pair: len(np.unique(np.concatenate(rows))) for pair, rows in found.items()}
 
 
 def _composition(seen: Sequence[_Seen]) -> tuple[Composition, ...]:

@@ -172,7 +172,8 @@ class Leakage(Frozen):
     """Questions of the second split that the first one holds too, under another system text or earlier in a longer
     conversation."""
     near: int | None = 0
-    """Questions of the second split that are nearly the same as one of the first; None if not looked for."""
+    """Rows of the second split whose question, or whole text, is nearly the same as one of the first; None if not
+    looked for."""
 
 
 class Composition(Frozen):

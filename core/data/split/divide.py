@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -14,10 +14,12 @@ from core.artifacts import file_digest
 from core.data.config import SplitConfig
 from core.data.ingest import Advanced, quiet
 from core.data.leakage import NAMES, Shared, measure
+from core.data.near import Texts
+from core.data.parts import Part
 from core.data.reports import FormatReport, SplitReport
 from core.data.split import strategies
 from core.data.split.relatives import Links, asked_again, families, nearly_same, ranks, same
-from core.data.split.rows import I64, Rows, read_rows
+from core.data.split.rows import I64, Rows, questions_of, read_rows, wholes_of
 from core.data.split.strategies import LEFT_OUT, Families, Places
 from core.data.split.writing import write_splits
 from core.data.workers import Workers
@@ -63,7 +65,8 @@ def split(
     with _scratch(target_dir) as scratch:
         rows = read_rows(dataset, config, workers)
         given = read_rows(validation, SplitConfig(), workers) if validation else None
-        links = _relatives(rows, given, config, workers, scratch, advanced)
+        reads = _wordings(config, given, formatted)
+        links = _relatives(rows, given, reads, config, workers, scratch, advanced)
         divided = _divide(rows, given, config, links)
         parts = [*rows.parts, *(given.parts if given else ())]
         write_splits(target_dir, parts, divided.places, config.seed, advanced)
@@ -90,15 +93,31 @@ def _scratch(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+Reads = list[Callable[[Part], Texts]]
+
+
+def _wordings(config: SplitConfig, given: Rows | None, formatted: FormatReport | None) -> Reads:
+    """Choose what rows are compared by: their questions, and whole rows unless nearly equal ones are gone already."""
+    if config.near_threshold is None:
+        return []
+    removed = formatted.near_threshold if formatted else None
+    is_clean = removed is not None and removed <= config.near_threshold and config.near_numbers == "distinct"
+    return [questions_of] if is_clean and given is None else [questions_of, wholes_of]
+
+
 def _relatives(
-    rows: Rows, given: Rows | None, config: SplitConfig, workers: Workers, scratch: Path, advanced: Advanced
+    rows: Rows,
+    given: Rows | None,
+    reads: Reads,
+    config: SplitConfig,
+    workers: Workers,
+    scratch: Path,
+    advanced: Advanced,
 ) -> list[Links]:
     everything = [rows, *([given] if given else [])]
     questions = pa.chunked_array([chunk for some in everything for chunk in some.questions.chunks])
-    links = [same(questions), asked_again(everything)]
-    if config.near_threshold is not None:
-        links.append(nearly_same(everything, config, workers, scratch, advanced))
-    return links
+    near = [nearly_same(everything, read, config, workers, scratch, advanced) for read in reads]
+    return [same(questions), asked_again(everything), *near]
 
 
 def _divide(rows: Rows, given: Rows | None, config: SplitConfig, links: list[Links]) -> _Divided:

@@ -1,6 +1,6 @@
 """Rows that must stay on one side: equal questions, nearly equal ones, and those of one group."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +13,9 @@ from scipy.sparse.csgraph import connected_components
 from core.data.asked import links, number
 from core.data.config import SplitConfig
 from core.data.ingest import Advanced
-from core.data.near import find_similar
-from core.data.split.rows import I64, U64, Rows, wordings_of
+from core.data.near import Texts, find_similar
+from core.data.parts import Part
+from core.data.split.rows import I64, U64, Rows
 from core.data.workers import Workers
 
 
@@ -36,12 +37,17 @@ def same(values: pa.ChunkedArray | pa.Array) -> Links:
 
 
 def nearly_same(
-    rows: Sequence[Rows], config: SplitConfig, workers: Workers, scratch: Path, advanced: Advanced
+    rows: Sequence[Rows],
+    read: Callable[[Part], Texts],
+    config: SplitConfig,
+    workers: Workers,
+    scratch: Path,
+    advanced: Advanced,
 ) -> Links:
-    """Link questions that are nearly the same, over all given rows in order."""
+    """Link rows whose questions, or whose whole texts, are nearly the same, over all given rows in order."""
     similar = find_similar(
         [part for some in rows for part in some.parts],
-        wordings_of,
+        read,
         threshold=config.near_threshold or 1.0,
         numbers_matter=config.near_numbers == "distinct",
         workers=workers,

@@ -229,3 +229,14 @@ def test_numbers_can_be_told_not_to_matter(divide, make_row):
     assert len({where[f"r{n}"] for n in range(30)}) == 1
     assert report.largest_cluster == 30
     assert divide(rows, near_threshold=0.7)[0].largest_cluster == 1
+
+
+def test_rows_that_are_nearly_the_same_as_a_whole_never_straddle(divide, make_row):
+    rng = random.Random(13)
+    answers = [question(rng, 60) for _ in range(60)]
+    rows = [make_row(2 * n + k, question(rng, 3), text) for n, text in enumerate(answers) for k in (0, 1)]
+    report, where = divide(rows)
+    assert all(where[f"r{2 * n}"] == where[f"r{2 * n + 1}"] for n in range(60))
+    assert all(leak.near == 0 for leak in report.leakage.values())
+    _, where = divide(rows, near_threshold=None)
+    assert any(where[f"r{2 * n}"] != where[f"r{2 * n + 1}"] for n in range(60))
