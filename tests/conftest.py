@@ -1,14 +1,20 @@
 """Tiny models and tokenizers that tests share; everything is made here, nothing is downloaded."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from core.models.scratch import LlamaShape, build_llama, save_model, train_tokenizer
 
 torch.set_num_threads(1)
+# The same examples every time, so that a red run means a change. FACTORY_FUZZ=1 looks for new ones.
+settings.register_profile("same", derandomize=True, database=None)
+settings.register_profile("new", database=None)
+settings.load_profile("new" if os.environ.get("FACTORY_FUZZ") else "same")
 
 TEXTS = [
     "What is 3 + 4? The answer is 7. What is the capital of Ghana? Accra.",

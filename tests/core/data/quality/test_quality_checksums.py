@@ -81,7 +81,7 @@ def test_test_numbers_of_the_card_networks_are_found(digits):
 @given(
     st.integers(4 * 10**15, 5 * 10**15 - 1).map(str),
     st.sampled_from(["", " ", "-"]),
-    st.lists(st.sampled_from(["12", "345", "7"]), max_size=3),
+    st.lists(st.sampled_from(["12", "7"]), max_size=3),
 )
 def test_a_card_among_other_numbers_is_found_if_its_check_digit_is_right(digits, sign, around):
     card = sign.join(digits[n : n + 4] for n in range(0, 16, 4))
