@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from core.data.near.bands import BANDS, band_keys
 from core.data.near.candidates import candidate_pairs
-from core.data.near.shingles import ANY_NUMBERS, I64, Shingles, Texts, shingle
+from core.data.near.shingles import I64, Shingles, Texts, shingle
 from core.data.workers import Workers
 
 TextJob = Any
@@ -85,8 +85,6 @@ def find_similar(
     sets = _shingles_of(involved, jobs, firsts, read, workers, scratch)
     places = np.searchsorted(involved, left), np.searchsorted(involved, right)
     similarity = _similarities(sets, *places)
-    if numbers_matter:
-        similarity[_differ_in_numbers(sets, *places)] = 0.0
     good = similarity >= threshold - 1e-9
     return Similar(left[good], right[good], similarity[good])
 
@@ -123,12 +121,6 @@ def _representatives(files: Sequence[npt.NDArray[np.uint64]]) -> I64:
     _, first, code = np.unique(whole, return_index=True, return_inverse=True)
     representatives: I64 = first[code].astype(np.int64)
     return representatives
-
-
-def _differ_in_numbers(sets: Shingles, left: I64, right: I64) -> npt.NDArray[np.bool_]:
-    mine, other = sets.numbers[left], sets.numbers[right]
-    differ: npt.NDArray[np.bool_] = (mine != other) & (mine != ANY_NUMBERS) & (other != ANY_NUMBERS)
-    return differ
 
 
 def _shingles_of(

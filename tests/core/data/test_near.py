@@ -135,8 +135,10 @@ LONG = "a trader buys {} bags of rice at the market and sells each of them for {
 
 
 def test_different_numbers_make_different_texts(tmp_path):
-    pairs, _ = search(tmp_path, [LONG.format(12, 40), LONG.format(13, 40), LONG.format(12, 40) + " then"])
-    assert pairs == {(0, 2)}
+    more = LONG + " and what would she earn if half of them were lost on the way"
+    texts = [more.format(12, 40), more.format(13, 40), more.format(12, 40) + " then"]
+    assert jaccard(texts[0], texts[1]) >= 0.8
+    assert search(tmp_path, texts)[0] == {(0, 2)}
 
 
 def test_numbers_may_be_words_like_others(tmp_path):
