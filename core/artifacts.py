@@ -197,6 +197,17 @@ def atomic_path(target: Path) -> Iterator[Path]:
         shutil.rmtree(holder, ignore_errors=True)
 
 
+@contextmanager
+def scratch_beside(target: Path) -> Iterator[Path]:
+    """Yield a folder for work in between, on the disk of ``target``; after a kill it is swept like other parts."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _replace(part: Path, target: Path, holder: Path) -> None:
     if target.is_dir():
         # A folder cannot be renamed over a full folder: move the old one aside first.

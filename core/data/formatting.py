@@ -1,11 +1,8 @@
 """The format phase: raw rows in, usable rows out, and an account of every row that was left behind."""
 
 import functools
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from core.artifacts import atomic_path
+from core.artifacts import atomic_path, scratch_beside
 from core.data.config import FormatConfig, QualityConfig, RowFormat
 from core.data.converting import ConvertedPart, Rules, convert_part, wordings_of
 from core.data.dataset_file import DATASET
@@ -81,7 +78,7 @@ def format_records(
         DataError: If more rows than allowed are unusable, none is usable, or a source is too small for its weight.
     """
     quality = quality or QualityConfig()
-    with _scratch(target) as scratch:
+    with scratch_beside(target) as scratch:
         prepared = prepare(quality, benchmarks)
         rules = Rules(notes_of(corpus), config.normalise, prepared, scratch)
         done = _convert(corpus, rules, workers, advanced)
@@ -90,17 +87,6 @@ def format_records(
         decided = _decide(done, rules, config, quality, workers, seed, advanced)
         finished = _finish(done, decided, rules, workers, target, advanced)
         return _report(done, decided, finished, rules, config)
-
-
-@contextmanager
-def _scratch(target: Path) -> Iterator[Path]:
-    # Beside the target, on a disk that has room, under a name that is swept after a kill.
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _convert(corpus: Path, rules: Rules, workers: Workers, advanced: Advanced) -> list[ConvertedPart]:

@@ -7,6 +7,6 @@ similar.py     the whole search: candidates confirmed by their true Jaccard simi
 """
 
 from core.data.near.shingles import Texts
-from core.data.near.similar import Similar, TextJob, clusters, doubles, find_similar
+from core.data.near.similar import Similar, TextJob, doubles, find_similar
 
-__all__ = ["Similar", "TextJob", "Texts", "clusters", "doubles", "find_similar"]
+__all__ = ["Similar", "TextJob", "Texts", "doubles", "find_similar"]

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from scipy.sparse import coo_matrix, csr_matrix
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse import csr_matrix
 
 from core.data.near.bands import BANDS, band_keys
 from core.data.near.candidates import candidate_pairs
@@ -170,18 +169,6 @@ def _similarities(sets: Shingles, left: I64, right: I64) -> npt.NDArray[np.float
         common = np.asarray(table[a].multiply(table[b]).sum(axis=1)).ravel()
         result[block] = common / (sizes[a] + sizes[b] - common)
     return result
-
-
-def clusters(similar: Similar, total: int) -> I64:
-    """Return the smallest row number of each row's cluster: rows linked by similar pairs, directly or not."""
-    links = coo_matrix(
-        (np.ones(len(similar.left), np.int8), (similar.left, similar.right)), shape=(total, total)
-    )
-    _, labels = connected_components(links, directed=False)
-    first = np.full(labels.max(initial=-1) + 1, total, np.int64)
-    np.minimum.at(first, labels, np.arange(total))
-    members: I64 = first[labels]
-    return members
 
 
 def doubles(similar: Similar) -> dict[int, int]:

@@ -46,13 +46,6 @@ class Prepared:
         """Whether rows that share a sequence with a benchmark are taken out."""
         return self.benchmark is not None and self.config.contamination.action == "remove"
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a person should know of the comparison."""
-        if self.benchmark is None or not self.benchmark.ignored:
-            return ()
-        return (f"{self.benchmark.ignored} benchmark items of fewer than 3 words were not looked for",)
-
 
 @dataclass(frozen=True)
 class Findings:

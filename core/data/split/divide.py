@@ -1,16 +1,13 @@
 """The split phase itself."""
 
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from core.artifacts import file_digest
+from core.artifacts import file_digest, scratch_beside
 from core.data.config import SplitConfig
 from core.data.ingest import Advanced, quiet
 from core.data.leakage import NAMES, Shared, measure
@@ -62,7 +59,7 @@ def split(
     Raises:
         DataError: If a split would be empty or a row lacks the field the strategy goes by.
     """
-    with _scratch(target_dir) as scratch:
+    with scratch_beside(target_dir) as scratch:
         rows = read_rows(dataset, config, workers)
         given = read_rows(validation, SplitConfig(), workers) if validation else None
         reads = _wordings(config, given, formatted)
@@ -81,16 +78,6 @@ def split(
         )
     requested = _requested(config, rows.total - divided.removed, given)
     return _report(target_dir, config, divided, shared, requested, formatted)
-
-
-@contextmanager
-def _scratch(target: Path) -> Iterator[Path]:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 Reads = list[Callable[[Part], Texts]]

@@ -110,11 +110,10 @@ def _strictest_only(places: Places, family: I64, shares: Shares) -> Places:
 
 
 def _stratum_of_family(family: I64, strata: Sequence[str]) -> I64:
-    values, codes = np.unique(np.asarray(strata), return_inverse=True)
+    codes = np.unique(np.asarray(strata), return_inverse=True)[1]
     pairs, counts = np.unique(np.stack([family, codes]), axis=1, return_counts=True)
     order = np.lexsort((pairs[1], -counts, pairs[0]))
     _, first = np.unique(pairs[0][order], return_index=True)
-    del values
     chosen: I64 = pairs[1][order][first]
     return chosen
 

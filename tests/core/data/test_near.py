@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.near import Texts, clusters, doubles, find_similar
+from core.data.near import Texts, doubles, find_similar
 from core.data.near.bands import BANDS, ROWS, band_keys
 from core.data.near.candidates import candidate_pairs
 from core.data.near.shingles import shingle
@@ -167,7 +167,6 @@ def test_different_salts_have_nothing_in_common(tmp_path):
 def test_many_copies_of_one_text_are_linked_without_pairing_all(tmp_path):
     pairs, found = search(tmp_path, ["the same words again and again"] * 500, parts=1)
     assert len(pairs) == 499
-    assert clusters(found, 500).tolist() == [0] * 500
     assert sorted(doubles(found)) == list(range(1, 500))
 
 
@@ -186,7 +185,6 @@ def test_the_first_of_its_kind_stays_and_resemblance_is_not_handed_on():
     # 0 ~ 1 ~ 2, but 2 does not resemble 0: 1 goes, 2 stays.
     chain = Similar(np.array([0, 1]), np.array([1, 2]), np.array([0.9, 0.9]))
     assert doubles(chain) == {1: 0}
-    assert clusters(chain, 4).tolist() == [0, 0, 0, 3]
 
 
 def test_long_texts_are_compared_in_pieces(tmp_path, monkeypatch):
