@@ -17,6 +17,8 @@ class Formatted(PhaseResult[Dataset, FormatReport]):
 
 READS = (
     "core.data.benchmarks",
+    "core.data.columns",
+    "core.data.scatter",
     "core.data.converting",
     "core.data.dataset_file",
     "core.data.dedup",

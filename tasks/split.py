@@ -19,6 +19,8 @@ from tasks.phase import Outcome, phase
 
 READS = (
     "core.data.asked",
+    "core.data.columns",
+    "core.data.scatter",
     "core.data.split",
     "core.data.dedup",
     "core.data.fields",

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.artifacts import atomic_path, scratch_beside
+from core.data.columns import repeated
 from core.data.config import FormatConfig, QualityConfig, RowFormat
 from core.data.converting import ConvertedPart, Rules, convert_part, wordings_of
 from core.data.dataset_file import DATASET
@@ -167,11 +168,7 @@ def _firsts(done: Sequence[ConvertedPart]) -> I64:
 def _duplicates(done: Sequence[ConvertedPart], kept: Mask) -> I64:
     rows = np.flatnonzero(kept)
     keys = _column(done, "whole_key").take(pa.array(rows))
-    codes = keys.dictionary_encode().combine_chunks().indices.to_numpy()
-    _, first = np.unique(codes, return_index=True)
-    repeated = np.ones(len(rows), bool)
-    repeated[first] = False
-    found: I64 = rows[repeated]
+    found: I64 = rows[repeated(keys)]
     return found
 
 

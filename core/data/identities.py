@@ -4,6 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from core.data.columns import repeated
+
 
 def unique_ids(
     proposed: pa.ChunkedArray, keys: pa.ChunkedArray, kept: npt.NDArray[np.bool_]
@@ -19,15 +21,13 @@ def unique_ids(
     """
     rows = np.flatnonzero(kept)
     names = proposed.take(pa.array(rows))
-    codes = names.dictionary_encode().combine_chunks().indices.to_numpy()
-    _, first = np.unique(codes, return_index=True)
-    repeated = np.setdiff1d(np.arange(len(rows)), first)
-    if not len(repeated):
+    again = repeated(names)
+    if not len(again):
         return {}
     taken = set(names.to_pylist())
     return {
         int(rows[at]): _free(f"{names[int(at)]}-{keys[int(rows[at])].as_py().hex()[:8]}", taken)
-        for at in repeated
+        for at in again
     }
 
 

@@ -15,10 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from core.data.asked import number, repeated
-from core.data.dedup import KEY_BYTES, Wording, keys_of, question_wording, whole_wording
+from core.data.columns import compared
+from core.data.dedup import KEY_BYTES, keys_of, question_wording, whole_wording
 from core.data.fields import group_of
 from core.data.near import Texts, find_similar
-from core.data.records import Record, from_row
+from core.data.records import from_row
 from core.data.reports import Composition, Leakage
 from core.data.workers import Inline, Workers
 
@@ -191,17 +192,11 @@ def _common(left: pa.Array, right: pa.Array) -> int:
 
 
 def _questions(chunk: Chunk) -> Texts:
-    return _texts(chunk, question_wording)
+    return compared(map(from_row, _rows(chunk)), question_wording)
 
 
 def _wholes(chunk: Chunk) -> Texts:
-    return _texts(chunk, whole_wording)
-
-
-def _texts(chunk: Chunk, word: Callable[[Record], Wording]) -> Texts:
-    wordings = [word(from_row(row)) for row in _rows(chunk)]
-    texts = pa.array([wording.text for wording in wordings], pa.large_string())
-    return Texts(texts, np.array([wording.salt for wording in wordings], np.uint64))
+    return compared(map(from_row, _rows(chunk)), whole_wording)
 
 
 def _repeated(seen: Sequence[_Seen]) -> dict[tuple[str, str], int]:

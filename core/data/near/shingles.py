@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from core.data.scatter import scattered
+
 WORDS = 3
 """Words of a sequence: one changed word of a short question then changes most of it, as it should."""
 NUMBERS_MATTER_BELOW = 150
@@ -66,8 +68,8 @@ def shingle(given: Texts) -> Shingles:
         sequences = np.concatenate([sequences, _short(texts, hashes, starts, short)])
         owners = np.concatenate([owners, short])
     if given.salts is not None:
-        sequences = _mixed(sequences ^ given.salts[owners])
-    numbers = _sums(np.where(numeric, _mixed(hashes), np.uint64(0)), starts)
+        sequences = scattered(sequences ^ given.salts[owners])
+    numbers = _sums(np.where(numeric, scattered(hashes), np.uint64(0)), starts)
     numbers[lengths >= NUMBERS_MATTER_BELOW] = ANY_NUMBERS
     return _as_sets(sequences, owners, len(texts), numbers)
 
@@ -112,7 +114,7 @@ def _hash_words(words: pa.Array) -> tuple[U64, npt.NDArray[np.bool_]]:
 def _sequences(hashes: U64, starts: I64, lengths: I64) -> tuple[U64, I64]:
     if len(hashes) < WORDS:
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)
-    joined = _mixed(_joined([hashes[i : len(hashes) - WORDS + 1 + i] for i in range(WORDS)]))
+    joined = scattered(_joined([hashes[i : len(hashes) - WORDS + 1 + i] for i in range(WORDS)]))
     owner = np.repeat(np.arange(len(lengths)), lengths)
     # A sequence must not run from one text into the next.
     inside = owner[: len(joined)] == owner[WORDS - 1 :]
@@ -134,14 +136,6 @@ def _joined(columns: list[U64]) -> U64:
         # Odd multipliers keep every word's place: "a b c" and "c b a" differ. Overflow wraps around.
         total = total * np.uint64(0x9E3779B97F4A7C15) + column
     return total
-
-
-def _mixed(values: U64) -> U64:
-    # The finaliser of SplitMix64: every input bit reaches every output bit.
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: U64 = values ^ (values >> np.uint64(31))
-    return mixed
 
 
 def _sums(values: U64, starts: I64) -> U64:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
+from core.data.scatter import scattered
+
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
 
@@ -61,8 +63,5 @@ def _identifier() -> "LanguageIdentifier":
 
 
 def _hashed(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-    """Scatter numbers evenly over 64 bits (the finaliser of SplitMix64)."""
-    mixed = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(mixed ^ (mixed >> np.uint64(31)), np.uint64)
+    """Scatter numbers evenly over 64 bits (the step and finaliser of SplitMix64)."""
+    return scattered(numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))

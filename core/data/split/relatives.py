@@ -11,10 +11,12 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from core.data.asked import links, number
+from core.data.columns import first_of_same
 from core.data.config import SplitConfig
 from core.data.ingest import Advanced
 from core.data.near import Texts, find_similar
 from core.data.parts import Part
+from core.data.scatter import scattered
 from core.data.split.rows import I64, U64, Rows
 from core.data.workers import Workers
 
@@ -28,12 +30,9 @@ class Links(NamedTuple):
 
 def same(values: pa.ChunkedArray | pa.Array) -> Links:
     """Link every row with the first one of the same value."""
-    coded = values.dictionary_encode()
-    codes = (coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded).indices.to_numpy()
-    _, first = np.unique(codes, return_index=True)
-    rows = np.arange(len(codes))
-    linked = first[codes] != rows
-    return Links(first[codes][linked].astype(np.int64), rows[linked].astype(np.int64))
+    first = first_of_same(values)
+    linked = np.flatnonzero(first != np.arange(len(first)))
+    return Links(first[linked], linked)
 
 
 def nearly_same(
@@ -79,10 +78,7 @@ def ranks(questions: pa.ChunkedArray, seed: int) -> U64:
     """Return a pseudo-random number for each row, by its question and the seed alone."""
     raw = np.frombuffer(b"".join(questions.to_pylist()), np.uint64).reshape(-1, 2)
     value = raw[:, 0] ^ np.uint64((seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % 2**64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        value = (value ^ (value >> np.uint64(shift))) * np.uint64(factor)
-    mixed: U64 = (value ^ (value >> np.uint64(31))) ^ raw[:, 1]
-    return mixed
+    return np.asarray(scattered(value) ^ raw[:, 1], np.uint64)
 
 
 def smallest_of(values: npt.NDArray[np.uint64], family: I64) -> U64:

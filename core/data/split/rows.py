@@ -1,7 +1,7 @@
 """What rows are divided by, read part by part."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,13 +10,13 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
+from core.data.columns import compared
 from core.data.config import SplitConfig
 from core.data.dataset_file import records_of
-from core.data.dedup import Wording, question_wording, whole_wording
+from core.data.dedup import question_wording, whole_wording
 from core.data.fields import group_of, time_of
 from core.data.near import Texts
 from core.data.parts import Part, parts_of, read_column, read_part
-from core.data.records import Record
 from core.data.workers import Workers
 from core.errors import DataError
 
@@ -65,18 +65,12 @@ def read_rows(path: Path, config: SplitConfig, workers: Workers) -> Rows:
 
 def questions_of(part: Part) -> Texts:
     """Read what the questions of a part are compared by."""
-    return _texts(part, question_wording)
+    return compared(records_of(read_part(part, ["id", "body"])), question_wording)
 
 
 def wholes_of(part: Part) -> Texts:
     """Read what the whole rows of a part are compared by."""
-    return _texts(part, whole_wording)
-
-
-def _texts(part: Part, word: Callable[[Record], Wording]) -> Texts:
-    wordings = [word(record) for record in records_of(read_part(part, ["id", "body"]))]
-    texts = pa.array([wording.text for wording in wordings], pa.large_string())
-    return Texts(texts, np.array([wording.salt for wording in wordings], np.uint64))
+    return compared(records_of(read_part(part, ["id", "body"])), whole_wording)
 
 
 def _values(strategy: str, field: str, part: Part) -> list[Any]:
