@@ -44,9 +44,24 @@ class BaselineEstablished(Block):
     """Fewest test examples answered and graded."""
 
 
+class MetricLimit(Block):
+    """What the tuned model must reach in one metric."""
+
+    min: float | None = None
+    """Smallest value."""
+    max: float | None = None
+    """Largest value."""
+    min_gain: float | None = None
+    """Smallest gain over the base, in the metric's own unit."""
+    max_ratio: float | None = Field(default=None, gt=0)
+    """Largest value as a share of the base's; 0.85 asks for 15 % less."""
+
+
 class ModelPerformance(Block):
     """How much better than the base the tuned model must be."""
 
+    compare_to: Literal["best", "zero_shot", "few_shot", "prompted"] = "best"
+    """The way of asking the base that must be beaten; best is the one that scored highest."""
     mode: Literal["relative", "absolute"] = "relative"
     """relative: share of the baseline score. absolute: difference of the scores, 0.2 is 20 points."""
     min_improvement: float = Field(default=0.20, ge=0)
@@ -58,10 +73,14 @@ class ModelPerformance(Block):
     """The lower end of the gain's interval must reach min_improvement too."""
     max_eval_loss_rise: float = Field(default=0.10, ge=0)
     """How far the last validation loss may lie above the best one, as a share of the best."""
+    max_forgetting: float | None = Field(default=0.10, ge=0, le=1)
+    """Largest fall of the score on everyday knowledge, in points of 1, that is larger than chance; null allows any."""
+    require: dict[str, MetricLimit] = {}
+    """Further demands on the tuned model by metric, such as perplexity: {max_ratio: 0.85}."""
 
 
 class QuantizationVerified(Block):
-    """What every quantized file must keep."""
+    """What the quantized file that ships must keep; the gate opens for the smallest that does."""
 
     max_drop: float = Field(default=0.05, ge=-1, le=1)
     """Largest loss of score, as a share of the merged model's score."""
@@ -71,6 +90,14 @@ class QuantizationVerified(Block):
     """Largest file, in millions of bytes; null sets no limit beyond the merged model's size."""
     max_prompt_mismatches: int = Field(default=0, ge=0)
     """Most test prompts that the file's own tokenizer may read differently."""
+    max_kl: float | None = Field(default=None, gt=0)
+    """Largest mean divergence of a file's next-token distributions from the merged model's, in nats."""
+    max_parity_kl: float = Field(default=1e-3, gt=0)
+    """Largest divergence of the 16-bit file: more is no rounding but an export bug."""
+    min_parity_argmax: float = Field(default=0.98, ge=0, le=1)
+    """Smallest share of positions at which the 16-bit file's likeliest token is the merged model's."""
+    max_onnx_difference: float = Field(default=1e-3, gt=0)
+    """Largest logit difference of an fp32 ONNX model from the merged model."""
 
     @property
     def drop_upper(self) -> float:

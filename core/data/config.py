@@ -22,7 +22,9 @@ _LOGIN = re.compile(r"://[^/\s?#]*@")
 _SIGNED = re.compile(
     r"[?&](?:[\w-]*(?:signature|token|secret|password|credential)|sig|(?:api_?|access_?)?key)=", re.IGNORECASE
 )
-ChatTemplateName = Literal["gemma-3", "llama-3", "mistral", "chatml", "zephyr"]
+ChatTemplateName = Literal[
+    "gemma-3", "llama-3", "mistral", "chatml", "zephyr", "qwen2.5", "qwen3", "phi-3", "phi-4"
+]
 
 
 def _without_secrets(value: str) -> str:

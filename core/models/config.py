@@ -1,12 +1,17 @@
 """Settings of the models room."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from core.config import Block
 
 LINEAR_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+Framework = Literal["hf", "unsloth", "fused"]
+ALL_LINEAR = "all-linear"
+"""Target of an adapter that goes on every linear layer but the output head."""
 
 
 class ModelConfig(Block):
@@ -14,17 +19,51 @@ class ModelConfig(Block):
 
     name: str = Field(min_length=1)
     """A local folder or a Hugging Face Hub id."""
-    framework: Literal["hf", "unsloth", "fused"] = "hf"
-    """Engine that loads and trains the model."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub id; null takes the main branch."""
+    framework: Framework = "hf"
+    """Engine that loads and trains the model; also spelled {type: unsloth} or use_unsloth: true."""
+    fall_back: bool = False
+    """Use hf, with a notice, where the chosen framework is not installed."""
     max_seq_length: int = Field(default=2048, ge=256, le=131072)
     """Longest example in tokens; longer ones are cut and counted."""
     dtype: Literal["float16", "bfloat16", "float32"] | None = None
     """Weights in training; null picks bfloat16 or float16 on a GPU, float32 on a CPU."""
     load_in_4bit: bool = True
-    """Hold the base in NF4 while training (QLoRA)."""
+    """Hold the base in 4 bits while training (QLoRA)."""
+    load_in_8bit: bool = False
+    """Hold the base in 8 bits while training (LLM.int8); replaces the 4-bit default."""
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    """Number format of 4-bit weights."""
+    bnb_4bit_use_double_quant: bool = True
+    """Store the scales of 4-bit weights in 8 bits."""
 
     # The digest of the weights identifies the base; a folder that moved is still the same model.
     not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"name"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_spelling(cls, data: Any) -> Any:
+        """Fold the spellings of the framework into one, and 8 bits into the place of the 4-bit default."""
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        named = data.get("framework")
+        if isinstance(named, dict) and set(named) == {"type"}:
+            data["framework"] = named = named["type"]
+        if "use_unsloth" in data:
+            wanted = data.pop("use_unsloth")
+            if not isinstance(wanted, bool):
+                raise ValueError("use_unsloth must be true or false")
+            if named is not None and (named == "unsloth") != wanted:
+                raise ValueError(f"use_unsloth: {str(wanted).lower()} contradicts framework: {named}; keep one")
+            if wanted:
+                data["framework"] = "unsloth"
+        if data.get("load_in_8bit") is True:
+            if data.get("load_in_4bit") is True:
+                raise ValueError("load_in_4bit and load_in_8bit are both true; a base is held in one of them")
+            data["load_in_4bit"] = False
+        return data
 
 
 class LoraConfig(Block):
@@ -36,8 +75,8 @@ class LoraConfig(Block):
     """Numerator of the scale."""
     lora_dropout: float = Field(default=0.0, ge=0, le=0.5)
     """Dropout on the adapter's input."""
-    target_modules: tuple[str, ...] = LINEAR_PROJECTIONS
-    """Names of the linear layers that get an adapter."""
+    target_modules: tuple[str, ...] | Literal["all-linear"] = LINEAR_PROJECTIONS
+    """Names of the linear layers that get an adapter; all-linear takes every one but the output head."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Which biases are trained."""
     use_gradient_checkpointing: bool | str = "unsloth"
@@ -46,6 +85,8 @@ class LoraConfig(Block):
     """Seed of the adapter's initial weights."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(r) instead (arXiv:2312.03732)."""
+    use_dora: bool = False
+    """Train the length of every weight column beside its direction (arXiv:2402.09353)."""
     finetune_vision_layers: bool = False
     """Adapt vision layers, where a model has them."""
     finetune_language_layers: bool = True

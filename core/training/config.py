@@ -7,6 +7,11 @@ from pydantic import Field
 from core.config import Block
 
 
+Optimizer = Literal[
+    "adamw_8bit", "adamw_torch", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit", "sgd", "adafactor"
+]
+
+
 class TrainingConfig(Block):
     """One fine-tuning run; names and defaults follow Hugging Face."""
 
@@ -24,8 +29,8 @@ class TrainingConfig(Block):
     """Peak learning rate."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "polynomial"] = "linear"
     """Shape of the decay after warm-up."""
-    optim: Literal["adamw_8bit", "adamw_torch", "sgd", "adafactor"] = "adamw_8bit"
-    """Optimizer."""
+    optim: Optimizer = "adamw_8bit"
+    """Optimizer; the paged ones move their state to main memory when the GPU runs short."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -36,6 +41,16 @@ class TrainingConfig(Block):
     """Steps between losses on the validation split."""
     save_steps: int = Field(default=500, ge=1)
     """Steps between resumable checkpoints."""
+    packing: bool = False
+    """Put several short examples into one row of model.max_seq_length tokens; none sees another."""
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    """Stop after so many validation losses in a row without improvement; null trains to the end."""
+    early_stopping_threshold: float = Field(default=0.0, ge=0)
+    """Smallest fall of the validation loss that counts as improvement."""
+    load_best_model_at_end: bool = True
+    """Keep the adapter of the lowest validation loss instead of the last one."""
+    shrink_on_oom: bool = True
+    """When memory runs out, halve the micro-batch and double the accumulation: the same mathematics."""
     seed: int = 3407
     """Order of examples and dropout."""
     output_dir: str = "outputs"

@@ -42,6 +42,26 @@ class TrainReport(Frozen):
     parameters: int
     merge_error: float
     """Largest logit difference between base + adapter and the merged model."""
+    unmerge_error: float = 0.0
+    """Largest change of a folded weight after the adapter was taken out again, over the weight's own size."""
+    kept_step: int | None = None
+    """Step whose adapter was kept: the lowest validation loss, or the last one; null in old reports."""
+    stopped_early: bool = False
+    """Training ended before its plan because the validation loss stopped falling."""
+    micro_batch: int = 0
+    """Examples per forward pass at the end; smaller than asked if memory ran out."""
+    accumulation: int = 0
+    """Forward passes per optimizer step at the end."""
+    shrinks: int = 0
+    """Times that the micro-batch was halved because memory ran out."""
+    peak_memory_bytes: int = 0
+    """Most memory allocated on the GPU; on a CPU the process's largest resident size."""
+    tokens_per_second: float = 0.0
+    """Tokens read, padding left out, over the seconds of training without validation."""
+    framework: str = "hf"
+    """Engine that trained."""
+    base_format: str = ""
+    """How the base was held: nf4+double, fp4, int8, bfloat16 and so on."""
     seconds: float
     device: str
     """What it ran on: cpu, or the name of the GPU."""
