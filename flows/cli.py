@@ -34,6 +34,9 @@ Overrides = Annotated[
         "-o", "--override", metavar="KEY=VALUE", help="Change a setting, e.g. -o training.max_steps=50."
     ),
 ]
+Unsloth = Annotated[
+    bool, typer.Option("--unsloth", help="Train with unsloth, whatever the config says of the framework.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line instead of a display.")]
 
 
@@ -50,13 +53,14 @@ def run(
     until: Annotated[
         str | None, typer.Option(metavar="PHASE", help="Stop after this phase and its gate.")
     ] = None,
+    unsloth: Unsloth = False,
     json_: Json = False,
 ) -> None:
     """Run the factory: ingest, format, split, baseline, finetune, evaluate, quantize, deploy."""
     from flows.launch import Launch, launch
 
-    request = Launch(config=config, overrides=tuple(override or ()), workspace=workspace, rerun_from=from_,
-                     until=until, as_json=json_)  # fmt: skip
+    request = Launch(config=config, overrides=overrides_of(override, unsloth), workspace=workspace,
+                     rerun_from=from_, until=until, as_json=json_)  # fmt: skip
     raise typer.Exit(launch(request))
 
 
@@ -64,13 +68,20 @@ def run(
 def validate(
     config: ConfigPath,
     override: Overrides = None,
+    unsloth: Unsloth = False,
     json_: Json = False,
     fast: Annotated[bool, typer.Option("--fast", help="Skip learning one batch by heart.")] = False,
 ) -> None:
     """Check settings, data and hardware, and whether the model would learn these rows."""
     from flows.checks import validate_run
 
-    raise typer.Exit(validate_run(config, tuple(override or ()), as_json=json_, fast=fast))
+    raise typer.Exit(validate_run(config, overrides_of(override, unsloth), as_json=json_, fast=fast))
+
+
+def overrides_of(given: list[str] | None, unsloth: bool) -> tuple[str, ...]:
+    """List the overrides; --unsloth comes last and in both spellings, so that it wins over either in the file."""
+    flag = ("model.framework=unsloth", "model.use_unsloth=true") if unsloth else ()
+    return (*(given or ()), *flag)
 
 
 @app.command()

@@ -215,6 +215,10 @@ def gate_table(records: list[GateRecord], *, full: bool = False, stale: Collecti
             style = None if check["passed"] else "red"
             table.add_row(*(first if number == 0 else ("", "")), str(check["name"]), shown(check["observed"]),
                           str(check["comparison"]), shown(check["threshold"]), style=style)  # fmt: skip
+        for check in [c for c in record.tried if full or not c["passed"]]:
+            # A rung that was tried and left: on record, but no reason to stop.
+            table.add_row("", Text("tried", style="dim"), str(check["name"]), shown(check["observed"]),
+                          str(check["comparison"]), shown(check["threshold"]), style="dim")  # fmt: skip
         rest = len(record.checks) - len(chosen)
         if rest:
             lead = first if not chosen else ("", "")

@@ -12,8 +12,9 @@ from rich.console import Console
 from core.config import Frozen
 from core.errors import ConfigError, UserError
 from flows.config_file import load_config
+from flows.measuring import judge_variable
 from flows.run_config import RunConfig
-from flows.settings import Settings, apply, prefect_environment, read_settings
+from flows.settings import Settings, apply, prefect_environment, read_secret, read_settings
 from tasks.events import PHASES
 
 if TYPE_CHECKING:
@@ -67,10 +68,12 @@ def start(request: Launch) -> int:
         )
     require_fit(config, request.config, workspace)
     settings = read_settings()
+    variable = judge_variable(config.evaluation)
+    judge_key = read_secret(variable, "evaluation.judge.key_variable") if variable else None
     with orchestrated(settings):
         from tasks.session import recorded_in
 
-        with recorded_in(stores_of(settings)):
+        with recorded_in(stores_of(settings)._replace(judge_key=judge_key)):
             ending = conduct(request, config, place_of(request, workspace))
     if ending.code == 1:
         print(f"error: {ending.message}", file=sys.stderr)  # noqa: T201

@@ -25,6 +25,7 @@ from core.evaluation.config import EvaluationConfig
 from core.models.config import LINEAR_PROJECTIONS, LoraConfig, ModelConfig
 from core.quantization.config import GgufType, QuantizationConfig
 from core.training.config import SaveConfig, TrainingConfig, WandbConfig
+from flows.measuring import measuring_problems
 from flows.run_outputs import Problem, shared_folders, stays_inside, taken_folders
 from gates.thresholds import GatesConfig
 
@@ -112,6 +113,7 @@ class RunConfig(Block):
     def _consistent(self) -> Self:
         problems = [
             *_data_problems(self),
+            *measuring_problems(self.evaluation, self.gates.model_performance),
             *_training_problems(self),
             *_adapter_problems(self),
             *_output_problems(self),
@@ -128,12 +130,6 @@ def _data_problems(run: RunConfig) -> Iterator[Problem]:
         yield Problem(
             ("sources", "dataset"),
             "no data: give sources: [{path: data/rows.jsonl}] (or dataset: {path: ...})",
-        )
-    metrics = run.evaluation.metrics
-    if run.evaluation.primary_metric not in metrics:
-        yield Problem(
-            ("evaluation.primary_metric", "evaluation.metrics"),
-            f"{run.evaluation.primary_metric} is not in evaluation.metrics ({', '.join(metrics)})",
         )
 
 
@@ -163,7 +159,13 @@ def _adapter_problems(run: RunConfig) -> Iterator[Problem]:
             ("lora.finetune_language_layers", "lora.finetune_vision_layers"),
             "finetune_language_layers is false, and other layers cannot be trained yet: nothing would be trained",
         )
-    projections_only = set(lora.target_modules) <= set(LINEAR_PROJECTIONS)
+    if lora.use_dora and run.model.load_in_8bit:
+        yield Problem(
+            ("lora.use_dora", "model.load_in_8bit"),
+            "DoRA needs the base's weights in every step, which 8-bit storage does not give back; "
+            "use load_in_4bit: true, or use_dora: false",
+        )
+    projections_only = lora.target_modules != "all-linear" and set(lora.target_modules) <= set(LINEAR_PROJECTIONS)
     if projections_only and not (lora.finetune_attention_modules or lora.finetune_mlp_modules):
         yield Problem(
             ("lora.finetune_attention_modules", "lora.finetune_mlp_modules"),

@@ -9,7 +9,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from core.config import Frozen
+from core.errors import ConfigError
 
 LOGGING = Path(__file__).with_name("logging.yaml")
 SOURCE = Path(__file__).resolve().parents[1]
@@ -85,6 +88,26 @@ def read_settings() -> Settings:
         compiler=environment.get("CC", ""),
         no_color="NO_COLOR" in environment,
     )
+
+
+def read_secret(variable: str, key: str) -> SecretStr:
+    """Read a variable that holds a secret, for a setting that names it.
+
+    Args:
+        variable: The variable.
+        key: The setting, for the message.
+
+    Raises:
+        ConfigError: If it is not set, or blank.
+    """
+    value = os.environ.get(variable, "").strip()
+    if not value:
+        raise ConfigError(
+            f"the environment variable {variable} is not set",
+            where=key,
+            fix=f"export {variable}=... before the run, or set {key}: null if the endpoint asks for no key",
+        )
+    return SecretStr(value)
 
 
 def _absolute(path: str | Path) -> Path:

@@ -7,7 +7,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from core.config import Frozen
-from core.evaluation.reports import EvalReport
+from core.evaluation.reports import LOWER_IS_BETTER, EvalReport
 from gates.verdict import Check, at_least, at_most, equals, is_true, near
 
 R = TypeVar("R", bound=Frozen)
@@ -48,22 +48,58 @@ def honest(label: str, report: EvalReport) -> list[Check]:
         label: The arm the report must be of, which also names the checks.
         report: A validated report.
     """
-    scores = report.scores.get(report.metric, ())
     entry = report.metrics.get(report.metric)
     return [
         equals(f"{label} arm", report.arm, label),
         at_least(f"{label} examples", report.n, 1),
-        equals(f"{label} scores", len(scores), report.n),
         equals(f"{label} ids", len(set(report.ids)), report.n, "distinct ids against examples"),
         equals(f"{label} ids listed", len(report.ids), report.n),
-        near(f"{label} value", report.value, _mean(scores), "reported against the mean of its scores"),
         near(f"{label} metrics entry", entry.value if entry else None, report.value),
-        # Gains are shares of a score: below zero they would change sign.
-        at_least(f"{label} lowest score", min(scores, default=None), 0),
-        at_most(f"{label} highest score", max(scores, default=None), 1),
+        *adds_up(label, report, report.metric, report.value),
         at_least(f"{label} resamples", report.resamples, 1000),
         at_least(f"{label} confidence", report.confidence, 0.5),
         at_most(f"{label} confidence below certainty", report.confidence, 1),
+    ]
+
+
+def adds_up(label: str, report: EvalReport, metric: str, value: float | None) -> list[Check]:
+    """Check that a metric's value follows from one score per example.
+
+    Args:
+        label: Names the checks.
+        report: A validated report.
+        metric: The metric.
+        value: What is said to be its value; None if nothing is.
+    """
+    scores = report.scores.get(metric, ())
+    return [
+        equals(f"{label} scores", len(scores), report.n),
+        # Gains are shares of a score: below zero they would change sign.
+        at_least(f"{label} lowest score", min(scores, default=None), 0),
+        *(
+            _of_tokens(label, report, metric, value)
+            if metric in LOWER_IS_BETTER
+            else _of_shares(label, scores, value)
+        ),
+    ]
+
+
+def _of_shares(label: str, scores: Sequence[float], value: float | None) -> list[Check]:
+    return [
+        near(f"{label} value", value, _mean(scores), "reported against the mean of its scores"),
+        at_most(f"{label} highest score", max(scores, default=None), 1),
+    ]
+
+
+def _of_tokens(label: str, report: EvalReport, metric: str, value: float | None) -> list[Check]:
+    """Check a perplexity: the exponential of a mean over tokens, so long answers count for more."""
+    scores, tokens = report.scores.get(metric, ()), report.weights.get(metric, ())
+    told = math.log(value) if value is not None and value > 0 else None
+    # Compared as logarithms: rounding grows with a perplexity, not with a mean loss.
+    return [
+        equals(f"{label} token counts", len(tokens), len(scores)),
+        at_least(f"{label} fewest tokens", min(tokens, default=None), 1),
+        near(f"{label} value", told, _weighted(scores, tokens), "its logarithm, against the mean loss"),
     ]
 
 
@@ -98,6 +134,13 @@ def all_hold(checks: Sequence[Check]) -> bool:
 
 def _mean(scores: Sequence[float]) -> float | None:
     return math.fsum(scores) / len(scores) if scores else None
+
+
+def _weighted(scores: Sequence[float], weights: Sequence[float]) -> float | None:
+    total = math.fsum(weights)
+    if len(scores) != len(weights) or total <= 0:
+        return None
+    return math.fsum(s * w for s, w in zip(scores, weights, strict=True)) / total
 
 
 def _first_gap(report: EvalReport, reference: EvalReport) -> str:

@@ -1,111 +1,176 @@
-"""Did the model survive quantization, measured through the runtime that will serve it?"""
+"""Which quantized file is as good as the model, measured through the runtime that will serve it?
 
+The files are a ladder from small to large. The smallest that loses nothing worth mentioning ships; those below it
+are on record as tried. If the 16-bit file already differs from the model, the export is wrong, and no file ships.
+"""
+
+from collections.abc import Sequence
 from itertools import chain
+from typing import Literal
 
 from core.evaluation.reports import EvalReport
-from core.evaluation.statistics import Interval, paired_relative_gain
-from core.quantization.reports import QuantizedFile, QuantReport
-from gates.evidence import MEGABYTE, all_hold, comparable, honest, whole
+from core.quantization.config import GgufType
+from core.quantization.reports import OnnxFile, QuantizedFile, QuantReport
+from core.training.hints import hint
+from gates.evidence import all_hold, honest, whole
+from gates.rungs import distance_checks, good_enough, paired, sound
 from gates.thresholds import QuantizationVerified
-from gates.verdict import Check, Verdict, above, at_least, at_most, below, equals, is_true, limit
+from gates.verdict import Check, Verdict, above, at_least, at_most, equals, is_true, limit
 
-SIXTEEN_BITS = frozenset({"f16", "bf16"})
-"""Types that store every weight in full: another container, not a smaller model."""
-
-CONTAINER_SLACK = 1.1
-"""How much larger than the merged model such a file may be, for its vocabulary and padding."""
+Wanted = GgufType | Literal["smallest"]
+"""The type that is to ship: one by name, or the smallest that is good enough."""
 
 
 def quantization_verified(
-    tuned: EvalReport | None, quantized: QuantReport | None, thresholds: QuantizationVerified
+    tuned: EvalReport | None,
+    quantized: QuantReport | None,
+    thresholds: QuantizationVerified,
+    wanted: Wanted = "smallest",
 ) -> Verdict:
-    """Judge every quantized file against the merged model on the same examples.
+    """Judge the ladder of quantized files against the merged model on the same examples.
 
     Args:
         tuned: The merged model's evaluation, or None if there is none.
         quantized: What was made of that model, or None if there is no report.
         thresholds: The limits.
+        wanted: The type that is to ship; a named one must be good enough itself.
     """
     merged, merged_presence = whole("tuned", tuned, EvalReport)
     made, made_presence = whole("quantization", quantized, QuantReport)
-    checks = [merged_presence, made_presence]
+    checks, tried = [merged_presence, made_presence], list[Check]()
     if merged:
         checks += honest("tuned", merged)
         checks.append(above("tuned score", merged.value, 0, "at zero there is nothing to keep"))
     if made:
         checks += _inventory(made)
-        checks += chain.from_iterable(_artifact(file, made, thresholds) for file in made.files)
+        checks += _parity(made, thresholds)
+        checks += chain.from_iterable(sound(file) for file in made.files)
+        checks += chain.from_iterable(_onnx(file, thresholds) for file in made.onnx)
     if merged and made:
         checks.append(equals("quantized model", made.merged_digest, merged.model_digest, "the one evaluated"))
-        checks += chain.from_iterable(_retained(file, merged, thresholds) for file in made.files)
-    return Verdict.of("quantization-verified", checks)
+        checks += chain.from_iterable(paired(file, merged) for file in made.files)
+        decisive, tried = _ladder(merged, made, thresholds, wanted)
+        checks += decisive
+    return Verdict.of("quantization-verified", checks, tried)
+
+
+def shipped(
+    tuned: EvalReport, quantized: QuantReport, thresholds: QuantizationVerified, wanted: Wanted = "smallest"
+) -> QuantizedFile | None:
+    """Return the file that ships: the smallest that is good enough, or the named one if it is.
+
+    Args:
+        tuned: The merged model's evaluation.
+        quantized: The files made of it; those measured so far are enough.
+        thresholds: The limits.
+        wanted: The type that is to ship.
+
+    Returns:
+        The file, or None if none may ship.
+    """
+    for file in ladder(quantized.files):
+        if wanted in ("smallest", file.type) and _may_ship(file, tuned, quantized, thresholds):
+            return file
+    return None
+
+
+def judged(
+    tuned: EvalReport, quantized: QuantReport, thresholds: QuantizationVerified, wanted: Wanted = "smallest"
+) -> QuantizedFile | None:
+    """Return the file whose numbers decide: the one that ships, else the named one, else the most faithful.
+
+    None only if there is no file, or not the named one.
+    """
+    found = shipped(tuned, quantized, thresholds, wanted)
+    if found is not None:
+        return found
+    asked = [file for file in ladder(quantized.files) if wanted in ("smallest", file.type)]
+    return asked[-1] if asked else None
+
+
+def ladder(files: Sequence[QuantizedFile]) -> list[QuantizedFile]:
+    """Sort files from small to large by their real bytes."""
+    return sorted(files, key=lambda file: (file.bytes, file.type))
+
+
+def _may_ship(
+    file: QuantizedFile, tuned: EvalReport, quantized: QuantReport, thresholds: QuantizationVerified
+) -> bool:
+    evidence = [*sound(file), *paired(file, tuned)]
+    return all_hold([*evidence, *good_enough(file, tuned, quantized.merged_bytes, thresholds)])
 
 
 def _inventory(made: QuantReport) -> list[Check]:
     types = [file.type for file in made.files]
+    both = set(types) & set(made.skipped)
     return [
         at_least("files", len(types), 1),
         equals("types", len(set(types)), len(types), "distinct types against files"),
+        equals("types skipped and measured", len(both), 0, ", ".join(sorted(both))),
         at_least("merged bytes", made.merged_bytes, 1),
     ]
 
 
-def _artifact(file: QuantizedFile, made: QuantReport, thresholds: QuantizationVerified) -> list[Check]:
-    label = file.type
+def _parity(made: QuantReport, thresholds: QuantizationVerified) -> list[Check]:
+    """Hold the 16-bit file against the model: rounding to 16 bits moves logits by next to nothing."""
+    found = made.parity
+    causes = (
+        f"likely causes for {made.family or 'this model'}: {'; '.join(made.causes)}" if made.causes else ""
+    )
+    told = f"the export of {made.family or 'the model'} is wrong if this fails; {causes}".rstrip("; ")
+    kl, agreement = (found.kl, found.argmax_agreement) if found else (None, None)
+    return [
+        *distance_checks("16-bit logits", found),
+        limit(at_most("16-bit divergence", kl, thresholds.max_parity_kl, told)),
+        limit(at_least("16-bit same likeliest token", agreement, thresholds.min_parity_argmax, told)),
+    ]
+
+
+def _ladder(
+    merged: EvalReport, made: QuantReport, thresholds: QuantizationVerified, wanted: Wanted
+) -> tuple[list[Check], list[Check]]:
+    """Return the checks that decide, and those of the rungs that were tried beside them."""
+    chosen = judged(merged, made, thresholds, wanted)
+    rungs = {f.type: good_enough(f, merged, made.merged_bytes, thresholds) for f in ladder(made.files)}
+    decisive = [_a_rung_holds(rungs, wanted)]
+    decisive += rungs.pop(chosen.type) if chosen else []
+    return decisive, [*chain.from_iterable(rungs.values())]
+
+
+def _a_rung_holds(rungs: dict[str, list[Check]], wanted: Wanted) -> Check:
+    good = [kind for kind, checks in rungs.items() if all_hold(checks)]
+    told = "; ".join(_told(kind, checks) for kind, checks in rungs.items())
+    if not good:
+        told = f"{told}; {hint('quantization_drop')}"
+    if wanted == "smallest":
+        return at_least("types good enough", len(good), 1, told)
+    instead = [kind for kind in good if kind != wanted]
+    if wanted not in good and instead:
+        told = f"{told}; deployment.format: smallest would ship {instead[0]}"
+    return is_true(f"{wanted} is good enough", wanted in good, told)
+
+
+def _told(kind: str, checks: Sequence[Check]) -> str:
+    failed = [check.name.removeprefix(f"{kind} ") for check in checks if not check.passed]
+    return f"{kind}: {', '.join(failed)} failed" if failed else f"{kind} holds"
+
+
+def _onnx(file: OnnxFile, thresholds: QuantizationVerified) -> list[Check]:
+    label = f"ONNX {file.type}"
     checks = [
         at_least(f"{label} bytes", file.bytes, 1),
-        is_true(f"{label} starts with GGUF", file.has_magic),
-        is_true(f"{label} loads and generates", file.loads),
-        _smaller(file, made.merged_bytes),
-        at_least(f"{label} prompts compared", file.prompt_mismatches, 0),
-        limit(
-            at_most(
-                f"{label} prompts read differently", file.prompt_mismatches, thresholds.max_prompt_mismatches
-            )
-        ),
-        equals(f"{label} measured file", file.evaluation.model_digest, file.digest),
-        *honest(label, file.evaluation),
+        is_true(f"{label} digest known", bool(file.digest.strip())),
+        *distance_checks(f"{label} prompt logits", file.distance),
+        *distance_checks(f"{label} step logits", file.decode_distance),
+        at_least(f"{label} share of equal answers", file.text_agreement, 0),
+        at_most(f"{label} share of equal answers of all", file.text_agreement, 1),
+        above(f"{label} speed", file.benchmark.tokens_per_second, 0),
     ]
-    if thresholds.max_size_mb is not None:
-        checks.append(limit(at_most(f"{label} MB", file.bytes / MEGABYTE, thresholds.max_size_mb)))
+    if file.type == "fp32":
+        # Nothing is rounded there: a difference is an error of the export.
+        most = thresholds.max_onnx_difference
+        checks += [
+            limit(at_most(f"{label} prompt difference", file.distance.max_abs, most)),
+            limit(at_most(f"{label} step difference", file.decode_distance.max_abs, most)),
+        ]
     return checks
-
-
-def _smaller(file: QuantizedFile, merged_bytes: int) -> Check:
-    if file.type in SIXTEEN_BITS:
-        return at_most(f"{file.type} size", file.bytes, CONTAINER_SLACK * merged_bytes, "a 16-bit container")
-    return below(f"{file.type} size", file.bytes, merged_bytes, "bytes, against the merged model's")
-
-
-def _retained(file: QuantizedFile, merged: EvalReport, thresholds: QuantizationVerified) -> list[Check]:
-    label, scored = file.type, file.evaluation
-    pairing = comparable(label, scored, merged)
-    sound = merged.value > 0 and all_hold([*honest("tuned", merged), *honest(label, scored), *pairing])
-    drop = (merged.value - scored.value) / merged.value if merged.value > 0 else None
-    interval = _interval(scored, merged) if sound else None
-    told = f"{merged.metric} {merged.value:.3f} to {scored.value:.3f} on {scored.n} examples"
-    ends = (
-        f"{interval.low:.3f} to {interval.high:.3f}" if interval else "not computed: scores cannot be paired"
-    )
-    upper = interval.high if interval else None
-    return [
-        *pairing,
-        limit(at_most(f"{label} drop", drop, thresholds.max_drop, told)),
-        limit(at_most(f"{label} drop, upper end", upper, thresholds.drop_upper, ends)),
-    ]
-
-
-def _interval(scored: EvalReport, merged: EvalReport) -> Interval:
-    """Return the relative drop: a gain with its sign turned.
-
-    The floor is one right answer, so it acts only on resamples that drew none at all.
-    """
-    gain = paired_relative_gain(
-        merged.scores[merged.metric],
-        scored.scores[scored.metric],
-        floor=min(merged.value, 1 / merged.n),
-        resamples=merged.resamples,
-        confidence=merged.confidence,
-        seed=merged.seed,
-    )
-    return Interval(-gain.value, -gain.high, -gain.low)

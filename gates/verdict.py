@@ -50,6 +50,8 @@ class Verdict(Frozen):
     gate: GateName
     passed: bool
     checks: tuple[Check, ...]
+    tried: tuple[Check, ...] = ()
+    """Comparisons of candidates that were not chosen: on record, but they decide nothing."""
 
     @model_validator(mode="after")
     def _follows_from_checks(self) -> Self:
@@ -60,9 +62,10 @@ class Verdict(Frozen):
         return self
 
     @classmethod
-    def of(cls, gate: GateName, checks: Sequence[Check]) -> Self:
-        """Judge checks: the gate is open only if every one of them passed."""
-        return cls(gate=gate, passed=all(check.passed for check in checks), checks=tuple(checks))
+    def of(cls, gate: GateName, checks: Sequence[Check], tried: Sequence[Check] = ()) -> Self:
+        """Judge checks: the gate is open only if every one of them passed; ``tried`` is put on record."""
+        passed = all(check.passed for check in checks)
+        return cls(gate=gate, passed=passed, checks=tuple(checks), tried=tuple(tried))
 
     @property
     def failed(self) -> tuple[Check, ...]:

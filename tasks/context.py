@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
 from core.data.config import ExecutionConfig
 from core.data.workers import Workers, open_workers
@@ -42,6 +42,8 @@ class RunContext:
     """Where the data phases compute."""
     test_uses: Path | None = None
     """Ledger of every use of a test set; None keeps none."""
+    judge_key: SecretStr | None = field(default=None, repr=False)
+    """Opens the endpoint of the model that grades answers; only the phase that asks it looks inside."""
     phase_run: PhaseRun | None = None
     """The tracked run of the phase at work."""
     reports: dict[str, BaseModel] = field(default_factory=dict)

@@ -23,6 +23,8 @@ class GateRecord(Frozen):
     checks: tuple[dict[str, object], ...]
     checked_at: str
     summary: str
+    tried: tuple[dict[str, object], ...] = ()
+    """Comparisons of candidates that were not chosen; they decide nothing."""
     evidence: dict[str, str]
     """Digest of every file the verdict was drawn from, by path in the workspace."""
     waiver: dict[str, str] | None = None

@@ -28,7 +28,7 @@ def through(verdict: Verdict) -> GateRecord:
     write_json(context.workspace.gate(verdict.gate), record)
     context.judged.append(record)
     context.tracker.gate(
-        verdict.gate, record.status, observed(verdict.checks), waiver.reason if waiver else None
+        verdict.gate, record.status, observed((*verdict.tried, *verdict.checks)), waiver.reason if waiver else None
     )
     context.watcher.judged(record, verdict)
     if record.status == "blocked":
@@ -57,6 +57,7 @@ def make_record(context: RunContext, verdict: Verdict, waiver: Waiver | None) ->
         passed=verdict.passed,
         status=status,
         checks=tuple(check.model_dump(mode="json") for check in verdict.checks),
+        tried=tuple(check.model_dump(mode="json") for check in verdict.tried),
         checked_at=now,
         summary=verdict.summary,
         evidence=dict(context.evidence),

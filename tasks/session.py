@@ -15,6 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Crashed
+from pydantic import SecretStr
 
 from core.artifacts import file_digest, write_json
 from core.config import Frozen
@@ -45,7 +46,7 @@ class Place(Frozen):
 
 
 class Stores(NamedTuple):
-    """Where a run is recorded. Kept out of the flow's parameters: an address may hold a password."""
+    """Where a run is recorded, and what opens doors. Kept out of the flow's parameters: an address may hold a password."""
 
     tracking_uri: str
     """MLflow server or database."""
@@ -53,6 +54,8 @@ class Stores(NamedTuple):
     """Where a local MLflow store keeps files; None leaves it to the server."""
     test_uses: Path
     """Ledger of every use of a test set, shared by all workspaces of this home."""
+    judge_key: SecretStr | None = None
+    """Opens the endpoint of the model that grades answers."""
 
 
 _stores: ContextVar[Stores] = ContextVar("stores")
@@ -109,6 +112,7 @@ def session(purpose: Purpose, place: Place, settings: Frozen, watcher: Watcher) 
             threads=purpose.threads,
             execution=purpose.execution,
             test_uses=stores.test_uses,
+            judge_key=stores.judge_key,
         )
         with running(context), _told(context, settings):
             yield context

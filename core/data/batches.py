@@ -20,6 +20,8 @@ class Batch(NamedTuple):
     """[b, s] int64, -100 where nothing is trained (prompt and padding). Not shifted."""
     attention_mask: Tensor
     """[b, s] int64, 1 on tokens and 0 on padding."""
+    position_ids: Tensor | None = None
+    """[b, s] int64 of packed rows: it restarts at 0 with every document; None where a row is one document."""
 
 
 class Truncated(NamedTuple):
@@ -55,6 +57,77 @@ def collate(examples: Sequence[Encoded], pad_id: int) -> Batch:
         ),
         torch.tensor([_padded([1] * len(e.input_ids), width, 0) for e in examples], dtype=torch.int64),
     )
+
+
+def collate_packed(rows: Sequence[Sequence[Encoded]], pad_id: int) -> Batch:
+    """Lay documents end to end in rows, each to be read as if it stood alone.
+
+    Positions restart with every document: from them a model tells which tokens may see each other. The first
+    token of a document is no target, for what stands before it belongs to another one. Padding is a document
+    of its own.
+
+    Args:
+        rows: The documents of every row; at least one row, and no document is empty.
+        pad_id: Fills ``input_ids``.
+
+    Raises:
+        ValueError: Without rows.
+    """
+    if not rows:
+        raise ValueError("a batch needs at least one row")
+    width = max(sum(len(example.input_ids) for example in row) for row in rows)
+    ids, labels, mask, positions = [], [], [], []
+    for row in rows:
+        tokens = [token for example in row for token in example.input_ids]
+        filler = width - len(tokens)
+        ids.append(_padded(tokens, width, pad_id))
+        targets = [label for example in row for label in (IGNORE_INDEX, *example.labels[1:])]
+        labels.append(_padded(targets, width, IGNORE_INDEX))
+        mask.append(_padded([1] * len(tokens), width, 0))
+        lengths = [*(len(example.input_ids) for example in row), filler]
+        positions.append([place for length in lengths for place in range(length)])
+    return Batch(*(torch.tensor(values, dtype=torch.int64) for values in (ids, labels, mask, positions)))
+
+
+def pack_bins(lengths: Sequence[int], capacity: int, seed: int) -> list[list[int]]:
+    """Choose which documents share a row: best fit decreasing (Johnson 1974, Fast algorithms for bin packing).
+
+    The longest document comes first, and each goes where it leaves the least room. No document is cut. The
+    number of rows depends on the lengths alone; the seed decides which of equally long documents goes where.
+
+    Args:
+        lengths: Tokens of each document.
+        capacity: Most tokens of a row.
+        seed: Breaks ties.
+
+    Returns:
+        Rows of document numbers; every document is in exactly one.
+
+    Raises:
+        ValueError: If a document is longer than a row.
+    """
+    if lengths and max(lengths) > capacity:
+        raise ValueError(f"a document of {max(lengths)} tokens does not fit a row of {capacity}")
+    rows: list[list[int]] = []
+    by_room: dict[int, list[int]] = {}
+    # Bit n is set while a row with room for n more tokens exists: the lowest one from a length on is the best fit.
+    rooms = 0
+    for document in sorted(example_order(len(lengths), 0, seed), key=lambda n: -lengths[n]):
+        length = lengths[document]
+        fits = rooms >> length
+        if fits:
+            room = length + (fits & -fits).bit_length() - 1
+            row = by_room[room].pop()
+            if not by_room[room]:
+                rooms ^= 1 << room
+        else:
+            room, row = capacity, len(rows)
+            rows.append([])
+        rows[row].append(document)
+        left = room - length
+        by_room.setdefault(left, []).append(row)
+        rooms |= 1 << left
+    return rows
 
 
 def _padded(values: list[int], width: int, filler: int) -> list[int]:

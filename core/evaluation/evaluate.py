@@ -4,46 +4,21 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from core.artifacts import file_digest, read_jsonl
-from core.data.records import Message as Turn
-from core.data.tool_turns import said
-from core.errors import DataError
+from core.artifacts import file_digest
+from core.evaluation.aggregate import PERPLEXITY
 from core.evaluation.config import EvaluationConfig
-from core.evaluation.graders import GRADERS
-from core.evaluation.reports import Decoding, EvalReport, MetricValue
-from core.evaluation.statistics import mean_interval
+from core.evaluation.metrics import Asked, Tools, measure, wanted
+from core.evaluation.questions import Question, read_questions
+from core.evaluation.reports import Decoding, EvalReport
+from core.evaluation.responders import Answer, Message, Responder, Tick
+from core.evaluation.subgroups import subgroups
 
-Message = dict[str, Any]
-"""A turn as split files hold it: role, content, and what tools need."""
-Tick = Callable[[int, int], None]
-"""Called with (done, total) as answers arrive."""
+__all__ = ["Answer", "Evaluated", "Message", "Question", "Responder", "Tick", "evaluate", "prompt_digest", "read_questions"]  # fmt: skip
 
-
-class Question(NamedTuple):
-    """One test item: the conversation up to its last answer, and that answer."""
-
-    id: str
-    messages: list[Message]
-    reference: str
-    metadata: dict[str, Any]
-
-
-class Answer(NamedTuple):
-    """What a model said."""
-
-    text: str
-    prompt_ids: list[int]
-    n_generated: int
-
-
-class Responder(Protocol):
-    """Anything that answers conversations greedily: a PyTorch model or a GGUF file."""
-
-    def answer(self, prompts: Sequence[list[Message]], max_new_tokens: int, tick: Tick) -> list[Answer]:
-        """Answer every conversation, in order."""
-        ...
+Ask = Callable[[list[Message]], list[Message]]
+"""Turns a question's conversation into the one the model is given; see ``core.evaluation.arms``."""
 
 
 class Evaluated(NamedTuple):
@@ -51,32 +26,6 @@ class Evaluated(NamedTuple):
 
     report: EvalReport
     rows: list[dict[str, Any]]
-
-
-def read_questions(test: Path, limit: int | None = None) -> list[Question]:
-    """Read test rows; what the last assistant turn says, its calls included, becomes the reference.
-
-    Plain texts among the rows have no question and are passed over.
-
-    Raises:
-        DataError: If there is no row, or none with a question.
-    """
-    rows = list(read_jsonl(test))
-    questions = []
-    for row in rows:
-        if "conversations" in row:
-            *before, last = row["conversations"]
-            reference = said(Turn.model_validate(last))
-            questions.append(Question(row["id"], before, reference, row.get("metadata", {})))
-    if rows and not questions:
-        raise DataError(
-            "the test split holds plain text only, which has no question to grade",
-            where=str(test),
-            fix="add sources with questions and answers",
-        )
-    if not questions:
-        raise DataError("the test split is empty", where=str(test), fix="add rows, or raise split.test")
-    return questions[:limit]
 
 
 def evaluate(
@@ -88,6 +37,8 @@ def evaluate(
     model_digest: str,
     clock: Callable[[], float],
     tick: Tick,
+    ask: Ask = list,
+    tools: Tools = Tools(),  # noqa: B008 - immutable
 ) -> Evaluated:
     """Ask, grade, and compute intervals.
 
@@ -99,35 +50,41 @@ def evaluate(
         model_digest: Digest of what answered, kept in the report.
         clock: Seconds, for tokens per second.
         tick: Progress listener.
+        ask: Turns a question's conversation into what the model is given.
+        tools: What some metrics need beside the answers.
+
+    Raises:
+        DataError: If there is nothing to ask, or a metric fails on an example.
+        ConfigError: If a metric lacks what it needs.
     """
-    questions = read_questions(test, config.max_examples)
+    names = wanted(config)
+    questions = read_questions(test, config.max_examples, texts=names == (PERPLEXITY,))
+    prompts = [ask(q.messages) if q.messages else [] for q in questions]
     began = clock()
-    answers = responder.answer([q.messages for q in questions], config.max_new_tokens, tick)
+    answers = _answers(responder, prompts, config.max_new_tokens, tick)
     seconds = max(clock() - began, 1e-9)
-    scores: dict[str, tuple[float, ...]] = {name: tuple(GRADERS[name](a.text, q.reference) for a, q in zip(answers, questions, strict=True))
-              for name in config.metrics}  # fmt: skip
-    metrics: dict[str, MetricValue] = {name: _interval(values, config) for name, values in scores.items()}
+    asked = [Asked(*each) for each in zip(questions, prompts, answers, strict=True)]
+    measured = {name: measure(name, asked, responder, config, tools) for name in names}
     report = EvalReport(
         arm=arm,
         metric=config.primary_metric,
-        value=metrics[config.primary_metric].value,
+        value=measured[config.primary_metric].value.value,
         n=len(questions),
-        metrics=metrics,
+        metrics={name: each.value for name, each in measured.items()},
         ids=tuple(q.id for q in questions),
-        scores=scores,
+        scores={name: each.scores for name, each in measured.items()},
+        weights={name: each.weights for name, each in measured.items() if each.weights},
+        subgroups=subgroups([q.metadata for q in questions], measured, config),
         split_digest=file_digest(test),
         model_digest=model_digest,
-        decoding=Decoding(
-            strategy="greedy", max_new_tokens=config.max_new_tokens, prompt_digest=prompt_digest(answers)
-        ),
+        decoding=_decoding(answers, config),
         resamples=config.resamples,
         confidence=config.confidence,
         seed=config.seed,
         tokens_per_second=sum(a.n_generated for a in answers) / seconds,
     )
-    return Evaluated(
-        report, [_row(q, a, scores, i) for i, (q, a) in enumerate(zip(questions, answers, strict=True))]
-    )
+    rows = [_row(one, {name: m.scores[i] for name, m in measured.items()}) for i, one in enumerate(asked)]
+    return Evaluated(report, rows)
 
 
 def prompt_digest(answers: Sequence[Answer]) -> str:
@@ -136,29 +93,37 @@ def prompt_digest(answers: Sequence[Answer]) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
-def _interval(values: Sequence[float], config: EvaluationConfig) -> MetricValue:
-    value, low, high = mean_interval(
-        values, resamples=config.resamples, confidence=config.confidence, seed=config.seed
+def _answers(
+    responder: Responder, prompts: Sequence[list[Message]], max_new_tokens: int, tick: Tick
+) -> list[Answer]:
+    if all(not prompt for prompt in prompts):
+        return [Answer("", [], 0)] * len(prompts)
+    return responder.answer(prompts, max_new_tokens, tick)
+
+
+def _decoding(answers: Sequence[Answer], config: EvaluationConfig) -> Decoding:
+    asked = any(answer.prompt_ids for answer in answers)
+    return Decoding(
+        strategy="greedy" if asked else "none",
+        max_new_tokens=config.max_new_tokens,
+        prompt_digest=prompt_digest(answers),
     )
-    return MetricValue(value=value, low=low, high=high, n=len(values))
 
 
-def _asked(messages: Sequence[Message]) -> str:
+def _said_last(messages: Sequence[Message]) -> str:
     """Return what the user last said; a tool's answer may have come after it."""
     said_by_user = [turn["content"] for turn in messages if turn["role"] == "user"]
-    return str((said_by_user or [messages[-1]["content"]])[-1])
+    return str((said_by_user or [messages[-1]["content"]])[-1]) if messages else ""
 
 
-def _row(
-    question: Question, answer: Answer, scores: dict[Any, tuple[float, ...]], index: int
-) -> dict[str, Any]:
+def _row(asked: Asked, scores: dict[str, float]) -> dict[str, Any]:
     return {
-        "id": question.id,
-        "question": _asked(question.messages),
-        "messages": question.messages,
-        "reference": question.reference,
-        "answer": answer.text,
-        "prompt_ids": answer.prompt_ids,
-        "metadata": question.metadata,
-        **{name: values[index] for name, values in scores.items()},
+        "id": asked.question.id,
+        "question": _said_last(asked.question.messages),
+        "messages": asked.question.messages,
+        "reference": asked.question.reference,
+        "answer": asked.answer.text,
+        "prompt_ids": asked.answer.prompt_ids,
+        "metadata": asked.question.metadata,
+        **scores,
     }

@@ -1,6 +1,7 @@
 """Scores of one model on one test set."""
 
 from core.config import Frozen
+from core.evaluation.config import LOWER_IS_BETTER as LOWER_IS_BETTER
 
 
 class MetricValue(Frozen):

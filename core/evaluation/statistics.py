@@ -117,6 +117,61 @@ def paired_relative_gain(
     return _bootstrap(_pair(base, candidate), gain, resamples, confidence, seed)
 
 
+def perplexity_interval(
+    losses: Sequence[float], tokens: Sequence[float], *, resamples: int, confidence: float, seed: int
+) -> Interval:
+    """Return exp(sum of losses / sum of tokens) with its bootstrap interval over examples.
+
+    Examples are resampled whole, for the tokens of one depend on each other; long ones weigh more.
+
+    Args:
+        losses: Mean loss per token of each example, in nats.
+        tokens: Tokens of each example.
+        resamples: Bootstrap resamples.
+        confidence: Coverage of the interval, between 0 and 1.
+        seed: Decides the resamples.
+
+    Raises:
+        ValueError: If the lengths differ, there are no losses, one is not finite, or a count is not positive.
+    """
+    return _bootstrap(_weighted(losses, tokens), _perplexity, resamples, confidence, seed)
+
+
+def paired_perplexity_gain(
+    base: tuple[Sequence[float], Sequence[float]],
+    candidate: tuple[Sequence[float], Sequence[float]],
+    *,
+    relative: bool = True,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> Interval:
+    """Return how much lower the candidate's perplexity is, with its paired bootstrap interval.
+
+    Lower is better, so a gain is positive: (base - candidate) / base, or base - candidate.
+
+    Args:
+        base: Mean losses per token and token counts of the first model, by example.
+        candidate: The same of the second model, on the same examples in the same order.
+        relative: As a share of the base's perplexity, which is at least 1, so that no floor is needed.
+        resamples: Bootstrap resamples.
+        confidence: Coverage of the interval, between 0 and 1.
+        seed: Decides the resamples.
+
+    Raises:
+        ValueError: As ``perplexity_interval`` does.
+    """
+
+    def gain(a: Scores, m: Scores, b: Scores, n: Scores, axis: int = -1) -> Scores:
+        before, after = _perplexity(a, m, axis), _perplexity(b, n, axis)
+        fall: Scores = before - after
+        return fall / before if relative else fall
+
+    _pair(base[0], candidate[0])
+    samples = (*_weighted(*base), *_weighted(*candidate))
+    return _bootstrap(samples, gain, resamples, confidence, seed)
+
+
 def mcnemar(base: Sequence[float], candidate: Sequence[float]) -> Flips:
     """Test whether two models differ on the same examples, for scores that are 0 or 1.
 
@@ -170,6 +225,18 @@ def _mean(scores: Scores, axis: int = -1) -> Scores:
     return mean
 
 
+def _perplexity(losses: Scores, tokens: Scores, axis: int = -1) -> Scores:
+    total: Scores = (losses * tokens).sum(axis=axis) / tokens.sum(axis=axis)
+    return np.exp(total)
+
+
+def _weighted(losses: Sequence[float], tokens: Sequence[float]) -> tuple[Scores, Scores]:
+    values, counts = _pair(losses, tokens)
+    if not (counts > 0).all():
+        raise ValueError("an example without tokens has no loss")
+    return values, counts
+
+
 def _array(scores: Sequence[float]) -> Scores:
     array = np.asarray(scores, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
@@ -211,3 +278,17 @@ def _bootstrap(
         rng=np.random.default_rng(seed % 2**64),
     ).confidence_interval
     return Interval(value, float(ends.low), float(ends.high))
+
+
+def paired_effect(improvements: Sequence[float]) -> float | None:
+    """Return Cohen's d of paired samples: mean improvement over its standard deviation.
+
+    Args:
+        improvements: How much better each example became.
+
+    Returns:
+        None where every example changed by the same amount: a mean has no unit there.
+    """
+    changes = _array(improvements)
+    spread = float(changes.std(ddof=1)) if changes.size > 1 else 0.0
+    return float(changes.mean()) / spread if spread > 1e-12 else None

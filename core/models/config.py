@@ -79,7 +79,7 @@ class LoraConfig(Block):
     """Names of the linear layers that get an adapter; all-linear takes every one but the output head."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Which biases are trained."""
-    use_gradient_checkpointing: bool | str = "unsloth"
+    use_gradient_checkpointing: bool | Literal["unsloth"] = "unsloth"
     """Recompute activations in the backward pass; "unsloth" means true on other frameworks."""
     random_state: int = 3407
     """Seed of the adapter's initial weights."""

@@ -38,6 +38,8 @@ class QuantizedFile(Frozen):
     """Answers that are better than before."""
     text_agreement: float | None = None
     """Share of questions answered with exactly the merged model's text."""
+    load_seconds: float | None = None
+    """From the start of the process until the file was ready to answer."""
     evaluation: EvalReport
 
 
@@ -82,6 +84,12 @@ class QuantReport(Frozen):
     """The merged model's architecture."""
     parity: Distance | None = None
     """Logits of the 16-bit GGUF against the merged model's: an export bug shows here."""
+    causes: tuple[str, ...] = ()
+    """What usually goes wrong in exports of this family, for the message about such a bug."""
+    source_type: str = "f16"
+    """The 16-bit type that the other types were made from."""
+    importance_tokens: int = 0
+    """Training tokens behind the importance matrix; 0 without one."""
     files: tuple[QuantizedFile, ...]
     skipped: tuple[str, ...] = ()
     """Types not measured because a smaller one was good enough."""

@@ -6,7 +6,6 @@ from pydantic import Field
 
 from core.config import Block
 
-
 Optimizer = Literal[
     "adamw_8bit", "adamw_torch", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit", "sgd", "adafactor"
 ]
@@ -60,7 +59,9 @@ class TrainingConfig(Block):
     bf16: bool | None = None
     """Autocast to bfloat16; null follows the model's dtype."""
 
-    not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"logging_steps", "save_steps", "output_dir"})
+    not_in_fingerprint: ClassVar[frozenset[str]] = frozenset(
+        {"logging_steps", "save_steps", "output_dir", "shrink_on_oom"}
+    )
 
 
 class SaveConfig(Block):

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from core.data.batches import Batch
 from core.data.chat import IGNORE_INDEX
+from core.training.head import CHUNK_NUMBERS, find_head, summed_loss
 from core.training.loop import StepLoss
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -21,22 +22,86 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> Autocast:
     return lambda: torch.autocast(device.type, dtype=dtype)
 
 
-def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the summed next-token cross-entropy of one batch, float32, shape [].
+class Targets(NamedTuple):
+    """Where a batch carries loss."""
 
-    Logits of a position are scored against the next token's label; IGNORE_INDEX is not trained.
-    """
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits  # [b, s, v]
-    targets = batch.labels[:, 1:]
-    wanted = targets != IGNORE_INDEX
-    # Only trained positions reach the float32 copy: prompts often outnumber answers.
-    scores = logits[:, :-1][wanted].float()
-    return cross_entropy(scores, targets[wanted], reduction="sum")
+    places: Tensor
+    """[n] int64, positions of the flattened batch [b * s] whose logits are scored."""
+    tokens: Tensor
+    """[n] int64, the token that follows each."""
+
+
+def targets_of(batch: Batch) -> Targets:
+    """Find the trained positions; on the CPU, so that a GPU need not wait to be asked how many there are."""
+    following = batch.labels[:, 1:]
+    wanted = following != IGNORE_INDEX
+    rows, columns = torch.nonzero(wanted, as_tuple=True)
+    return Targets(rows * batch.labels.shape[1] + columns, following[wanted])
 
 
 def trained_tokens(batch: Batch) -> int:
     """Count the labels that carry loss."""
     return int((batch.labels[:, 1:] != IGNORE_INDEX).sum())
+
+
+class NextToken:
+    """The summed next-token loss of a batch under one model."""
+
+    def __init__(
+        self, model: nn.Module, device: torch.device, cast: Autocast = nullcontext, most: int = CHUNK_NUMBERS
+    ) -> None:
+        """Look for the model's output head.
+
+        Args:
+            model: A causal language model.
+            device: Where it lies.
+            cast: How it is run.
+            most: Logits alive at once.
+        """
+        self.model, self.device, self.most = model, device, most
+        with cast():
+            self.head = find_head(model, device)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return the summed cross-entropy of a batch that lies on the CPU; float32, shape []."""
+        places, tokens = (to_device(tensor, self.device) for tensor in targets_of(batch))
+        inputs = {name: to_device(value, self.device) for name, value in inputs_of(batch).items()}
+        if self.head:
+            hidden = self.head.backbone(**inputs, use_cache=False).last_hidden_state  # [b, s, e]
+            rows = hidden.flatten(0, 1).index_select(0, places)
+            return summed_loss(rows, tokens, self.head.logits, self.head.vocabulary, self.most)
+        logits = self.model(**inputs, use_cache=False).logits  # [b, s, v]
+        rows = logits.flatten(0, 1).index_select(0, places)
+        return summed_loss(rows, tokens, lambda part: part, rows.shape[1], self.most)
+
+
+def inputs_of(batch: Batch) -> dict[str, Tensor]:
+    """Choose what a model is told about a batch.
+
+    Packed rows are told apart by their positions, which Transformers only looks at without a mask. Padding on
+    the right needs no mask either: no token of a causal model sees what comes after it, and without a mask
+    the fast attention kernels can be used. A mask with padding elsewhere is passed on.
+    """
+    if batch.position_ids is not None:
+        return {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+    if bool((batch.attention_mask[:, 1:] <= batch.attention_mask[:, :-1]).all()):
+        return {"input_ids": batch.input_ids}
+    return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device, without waiting for a GPU."""
+    if device.type != "cuda" or tensor.device == device:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the summed next-token cross-entropy of one batch, float32, shape [].
+
+    Logits of a position are scored against the next token's label; IGNORE_INDEX is not trained.
+    """
+    return NextToken(model, next(model.parameters()).device)(batch)
 
 
 class LanguageStep:
@@ -54,35 +119,50 @@ class LanguageStep:
     ) -> None:
         """Remember the model and how to run it."""
         self.model, self.device, self.cast, self.scaler = model, device, cast, scaler
+        self.loss = NextToken(model, device, cast)
 
     def __call__(self, micro_batches: Sequence[object]) -> StepLoss:
         """Leave the step's gradient in the parameters and return its mean loss per token."""
         self.model.train()
         batches = [b for b in micro_batches if isinstance(b, Batch)]
-        total = sum(trained_tokens(b) for b in batches)
-        loss = 0.0
-        for batch in batches:
+        counts = [trained_tokens(batch) for batch in batches]
+        total = sum(counts)
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        for batch, count in zip(batches, counts, strict=True):
+            if not count:
+                continue
             with self.cast():
-                share = loss_sum(self.model, to_device(batch, self.device)) / total
+                share = self.loss(batch) / total
             (self.scaler.scale(share) if self.scaler else share).backward()  # type: ignore[no-untyped-call]
-            loss += float(share.detach())
-        return StepLoss(loss, total)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Copy a batch to a device."""
-    return Batch(*(tensor.to(device) for tensor in batch))
+            # Added up where it lies: reading it would make the GPU wait for every micro-batch.
+            loss += share.detach()
+        return StepLoss(loss, total, sum(int(batch.attention_mask.sum()) for batch in batches))
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, batches: Iterable[Batch], device: torch.device, cast: Autocast) -> float:
-    """Return the loss per trained token over batches, in evaluation mode; the mode is restored."""
+def mean_loss(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    device: torch.device,
+    cast: Autocast,
+    loss: NextToken | None = None,
+) -> float:
+    """Return the loss per trained token over batches, in evaluation mode; the mode is restored.
+
+    Args:
+        model: The model.
+        batches: At least one token of theirs carries loss.
+        device: Where the model lies.
+        cast: How it is run.
+        loss: The model's loss, if it was prepared before.
+    """
+    loss = loss or NextToken(model, device, cast)
     was_training = model.training
     model.eval()
-    total, tokens = 0.0, 0
+    total, tokens = torch.zeros((), dtype=torch.float64, device=device), 0
     for batch in batches:
         with cast():
-            total += float(loss_sum(model, to_device(batch, device)))
+            total += loss(batch)
         tokens += trained_tokens(batch)
     model.train(was_training)
-    return total / tokens
+    return float(total) / tokens

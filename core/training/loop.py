@@ -5,6 +5,7 @@ Every random draw of a step comes from a seed made of (run seed, step), so a res
 draws what the uninterrupted run would have drawn.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,15 +17,21 @@ from torch import Tensor
 from core.errors import TrainingFailed
 from core.models.seed import seed_step
 from core.sinks import MetricSink
+from core.training.hints import hint
+from core.training.memory import MicroBatches, until_it_fits
+from core.training.meter import Spent
+from core.training.stopping import best_step, is_worn_out
 
 
 class StepLoss(NamedTuple):
     """What one optimizer step saw."""
 
-    loss: float
-    """Mean loss per trained token."""
+    loss: Tensor
+    """[] mean loss per trained token, on the model's device."""
     tokens: int
     """Trained tokens."""
+    read: int
+    """Tokens read, padding left out."""
 
 
 class Progress(NamedTuple):
@@ -37,6 +44,10 @@ class Progress(NamedTuple):
     """Loss of every step so far."""
     eval_losses: tuple[tuple[int, float], ...]
     """Validation loss by step."""
+    shrinks: int = 0
+    """Times that the micro-batch was halved because memory ran out."""
+    stopped_early: bool = False
+    """Training ended before its plan because the validation loss stopped falling."""
 
 
 class Plan(NamedTuple):
@@ -49,14 +60,27 @@ class Plan(NamedTuple):
     save_steps: int
     max_grad_norm: float
     seed: int
+    patience: int | None = None
+    """Validation losses in a row without improvement that end training."""
+    threshold: float = 0.0
+    """Smallest fall of the validation loss that counts as improvement."""
 
 
 class Checkpointer(Protocol):
     """Keeps resumable states."""
 
-    def save(self, progress: Progress) -> None:
+    def save(self, progress: Progress, spent: Spent) -> None:
         """Store the state after ``progress.step`` steps, atomically."""
         ...
+
+
+class Validation(NamedTuple):
+    """The look at the validation split."""
+
+    loss: Callable[[], float]
+    """Mean loss per trained token."""
+    keep: Callable[[int], None] | None = None
+    """Called with the step when the loss is the lowest so far."""
 
 
 Step = Callable[[Sequence[object]], StepLoss]
@@ -73,84 +97,158 @@ def train(
     start: Progress,
     sink: MetricSink,
     checkpointer: Checkpointer,
-    evaluate: Callable[[], float] | None = None,
+    validation: Validation | None = None,
     scaler: torch.amp.GradScaler | None = None,
+    micro: MicroBatches | None = None,
+    spent: Spent = Spent(),  # noqa: B008 - immutable
 ) -> Progress:
-    """Run optimizer steps ``start.step + 1`` to ``plan.total_steps``.
+    """Run optimizer steps ``start.step + 1`` to ``plan.total_steps``, or until the validation loss stops falling.
 
     Args:
-        step: Computes the loss of one step and leaves its gradient in the parameters.
-        batches: For every remaining step, its micro-batches.
+        step: Computes the loss of one step and leaves its gradient in the parameters. Where memory runs out it
+            is called again on the same items, with the same random numbers, after ``micro`` has shrunk.
+        batches: For every remaining step, what ``step`` takes.
         optimizer: Holds the trainable parameters.
         scheduler: Stepped once per optimizer step.
         plan: Totals and intervals.
         start: State to continue from; zeros for a fresh run.
         sink: Receives loss, learning_rate, grad_norm, epoch, tokens_per_second, eval_loss.
         checkpointer: Asked to save every ``plan.save_steps`` and at the end.
-        evaluate: Returns the validation loss, or None without a validation split.
+        validation: How to look at the validation split; None without one.
         scaler: Loss scaler of float16 training; the step function scales with the same one.
+        micro: Size of the micro-batches, shared with the step function; None never shrinks.
+        spent: What the interrupted parts of this run have cost.
 
     Raises:
         TrainingFailed: If a loss or gradient is not finite.
+        ResourceError: If memory runs out with micro-batches of one.
     """
-    if start.step >= plan.total_steps:
-        return start
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    losses, eval_losses, tokens = list(start.losses), list(start.eval_losses), start.tokens
-    clock, since = time.monotonic(), 0
-    number = start.step
-    for number, micro_batches in enumerate(batches, start.step + 1):
-        seed_step(plan.seed, number)
-        seen = step(micro_batches)
-        _require_finite(seen.loss, number, "loss")
-        rate = float(scheduler.get_last_lr()[0])
-        norm = _update(parameters, optimizer, scheduler, plan.max_grad_norm, scaler)
-        losses.append(seen.loss)
-        tokens, since = tokens + seen.tokens, since + seen.tokens
-        if number % plan.logging_steps == 0 or number == plan.total_steps:
-            now = time.monotonic()
-            sink.log(number, {
-                "loss": seen.loss, "learning_rate": rate, "grad_norm": norm,
-                "epoch": number / plan.steps_per_epoch,
-                "tokens_per_second": since / max(now - clock, 1e-9),
-            })  # fmt: skip
-            clock, since = now, 0
-        if evaluate and (number % plan.eval_steps == 0 or number == plan.total_steps):
-            eval_losses.append((number, evaluate()))
-            sink.log(number, {"eval_loss": eval_losses[-1][1]})
-        if number % plan.save_steps == 0 or number == plan.total_steps:
-            checkpointer.save(Progress(number, tokens, tuple(losses), tuple(eval_losses)))
-        if number >= plan.total_steps:
-            break
-    return Progress(number, tokens, tuple(losses), tuple(eval_losses))
+    run = _Run(step, optimizer, scheduler, plan, start, sink, checkpointer, validation, scaler, micro, spent)
+    if not run.is_over():
+        for items in batches:
+            run.one_step(items)
+            if run.is_over():
+                break
+    return run.progress()
 
 
-def _update(
-    parameters: list[Tensor],
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    max_grad_norm: float,
-    scaler: torch.amp.GradScaler | None,
-) -> float:
-    """Clip, step, decay; return the gradient's norm before clipping."""
-    if scaler:
-        scaler.unscale_(optimizer)
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
-    if scaler:
-        # An overflow is part of float16 training: the scaler skips the step and lowers its scale.
-        scaler.step(optimizer)
-        scaler.update()
-    else:
-        _require_finite(norm, scheduler.last_epoch + 1, "gradient")
-        optimizer.step()
-    scheduler.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm if math.isfinite(norm) else max_grad_norm
+class _Run:
+    """One training under way."""
+
+    def __init__(
+        self,
+        step: Step,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        plan: Plan,
+        start: Progress,
+        sink: MetricSink,
+        checkpointer: Checkpointer,
+        validation: Validation | None,
+        scaler: torch.amp.GradScaler | None,
+        micro: MicroBatches | None,
+        spent: Spent,
+    ) -> None:
+        self.step, self.plan, self.sink, self.checkpointer = step, plan, sink, checkpointer
+        self.optimizer, self.scheduler, self.scaler = optimizer, scheduler, scaler
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.validation = validation
+        self.micro = micro or MicroBatches(1, 1, may_shrink=False)
+        self.number, self.tokens = start.step, start.tokens
+        self.losses, self.evals = list(start.losses), list(start.eval_losses)
+        self.spent, self.began = spent, time.monotonic() - spent.total
+        self.logged = spent
+
+    def progress(self) -> Progress:
+        """Return how far this run is."""
+        evals = tuple(self.evals)
+        return Progress(
+            self.number, self.tokens, tuple(self.losses), evals, self.micro.shrinks, self._gave_up()
+        )
+
+    def is_over(self) -> bool:
+        """Tell whether no step is left."""
+        return self.number >= self.plan.total_steps or self._gave_up()
+
+    def _gave_up(self) -> bool:
+        worn = is_worn_out(self.evals, self.plan.patience, self.plan.threshold)
+        return worn and self.number < self.plan.total_steps
+
+    def one_step(self, items: Sequence[object]) -> None:
+        """Take one optimizer step, and log, look and save where it is time."""
+        began = time.monotonic()
+        number = self.number + 1
+        seen = until_it_fits(
+            functools.partial(self._gradient, number, items), functools.partial(self._give_way, number)
+        )
+        rate = float(self.scheduler.get_last_lr()[0])
+        loss, norm = self._update(seen, number)
+        self.number, self.tokens = number, self.tokens + seen.tokens
+        self.losses.append(loss)
+        self._count(seen.read, time.monotonic() - began)
+        is_last = number == self.plan.total_steps
+        if number % self.plan.logging_steps == 0 or is_last:
+            self._log({"loss": loss, "learning_rate": rate, "grad_norm": norm})
+        if self.validation and (number % self.plan.eval_steps == 0 or is_last):
+            self._look(self.validation)
+        if number % self.plan.save_steps == 0 or self.is_over():
+            self.checkpointer.save(self.progress(), self._spent())
+
+    def _gradient(self, number: int, items: Sequence[object]) -> StepLoss:
+        seed_step(self.plan.seed, number)
+        return self.step(items)
+
+    def _give_way(self, number: int) -> None:
+        """Forget a half-made gradient, and shrink."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.micro.give_way()
+        self.sink.log(number, {
+            "micro_batch": self.micro.size, "accumulation": self.micro.accumulation, "shrinks": self.micro.shrinks,
+        })  # fmt: skip
+
+    def _update(self, seen: StepLoss, number: int) -> tuple[float, float]:
+        """Clip, step, decay; return the loss and the gradient's norm before clipping."""
+        if self.scaler and seen.tokens:
+            self.scaler.unscale_(self.optimizer)
+        length = torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.max_grad_norm)
+        # The one moment of a step at which a GPU is waited for.
+        loss, norm = torch.stack([seen.loss.double(), length.to(seen.loss.device).double()]).tolist()
+        _require_finite(loss, number, "loss")
+        if self.scaler and seen.tokens:
+            # An overflow is part of float16 training: the scaler skips the step and lowers its scale.
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        elif not self.scaler:
+            _require_finite(norm, number, "gradient")
+            self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss, norm if math.isfinite(norm) else self.plan.max_grad_norm
+
+    def _look(self, validation: Validation) -> None:
+        loss = until_it_fits(validation.loss, functools.partial(self._give_way, self.number))
+        _require_finite(loss, self.number, "validation loss")
+        self.evals.append((self.number, loss))
+        self.sink.log(self.number, {"eval_loss": loss})
+        if validation.keep and best_step(self.evals) == self.number:
+            validation.keep(self.number)
+
+    def _count(self, read: int, seconds: float) -> None:
+        self.spent = self.spent._replace(
+            tokens=self.spent.tokens + read, training=self.spent.training + seconds
+        )
+
+    def _spent(self) -> Spent:
+        return self.spent._replace(total=time.monotonic() - self.began)
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        now, before = self.spent, self.logged
+        speed = Spent(now.tokens - before.tokens, now.training - before.training).tokens_per_second
+        epoch = self.number / self.plan.steps_per_epoch
+        self.sink.log(self.number, {**metrics, "epoch": epoch, "tokens_per_second": speed})
+        self.logged = now
 
 
 def _require_finite(value: float, step: int, what: str) -> None:
     if not math.isfinite(value):
-        raise TrainingFailed(
-            f"the {what} became {value} at step {step}; lower training.learning_rate (1e-4 is a safe start), "
-            "check the data for extreme rows, or train in bfloat16 instead of float16"
-        )
+        raise TrainingFailed(f"the {what} became {value} at step {step}; {hint('diverged')}")

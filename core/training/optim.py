@@ -1,12 +1,15 @@
 """Optimizers and learning-rate schedules by their Hugging Face names."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch.nn import Parameter
 from transformers import get_scheduler
 
 from core.training.config import TrainingConfig
+
+Maker = Callable[..., torch.optim.Optimizer]
 
 
 def build_optimizer(parameters: Iterable[Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
@@ -17,19 +20,49 @@ def build_optimizer(parameters: Iterable[Parameter], config: TrainingConfig) -> 
         {"params": [p for p in chosen if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    rate = config.learning_rate
-    match config.optim:
-        case "adamw_torch":
-            return torch.optim.AdamW(groups, lr=rate)
-        case "sgd":
-            return torch.optim.SGD(groups, lr=rate)
-        case "adafactor":
-            return torch.optim.Adafactor(groups, lr=rate)
-        case "adamw_8bit":
-            from bitsandbytes.optim import AdamW8bit  # type: ignore[attr-defined]
+    on_gpu = any(p.device.type == "cuda" for p in chosen)
+    return optimizer_class(config.optim, on_gpu=on_gpu)(groups, lr=config.learning_rate)
 
-            optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=rate)
-            return optimizer
+
+def optimizer_class(name: str, *, on_gpu: bool) -> Maker:
+    """Return the class behind a name.
+
+    Args:
+        name: As in ``training.optim``.
+        on_gpu: Without a GPU there is nothing to page out of: a paged optimizer is then its plain twin, which
+            computes the same.
+    """
+    own: dict[str, Maker] = {
+        "adamw_torch": torch.optim.AdamW,
+        "sgd": torch.optim.SGD,
+        "adafactor": torch.optim.Adafactor,
+    }
+    if name in own:
+        return own[name]
+    from bitsandbytes import optim
+
+    theirs: dict[str, Any] = {
+        "adamw_8bit": "AdamW8bit",
+        "paged_adamw_8bit": "PagedAdamW8bit" if on_gpu else "AdamW8bit",
+        "paged_adamw_32bit": "PagedAdamW32bit" if on_gpu else "AdamW32bit",
+        "lion_8bit": "Lion8bit",
+    }
+    maker: Maker = getattr(optim, theirs[name])
+    return maker
+
+
+@torch.no_grad()
+def page_again(optimizer: torch.optim.Optimizer) -> None:
+    """Move a restored state back into paged memory; reading a state puts it on the GPU whole."""
+    if not getattr(optimizer, "is_paged", False):
+        return
+    page: Any = optimizer.get_state_buffer  # type: ignore[attr-defined]
+    for parameter, state in optimizer.state.items():
+        for name in ("state1", "state2"):
+            if name in state and parameter.device.type == "cuda":
+                buffer = page(parameter, dtype=state[name].dtype)
+                buffer.copy_(state[name])
+                state[name] = buffer
 
 
 def build_scheduler(

@@ -27,6 +27,7 @@ from core.models.loading import load_model
 from core.training.config import TrainingConfig
 from core.training.language import LanguageStep, autocast, mean_loss
 from core.training.loop import Plan, Progress, train
+from core.training.meter import Spent
 from core.training.optim import build_optimizer
 from core.training.sft import autocast_dtype
 
@@ -219,7 +220,7 @@ class _Losses:
         """Remember a loss."""
         self.losses.append(metrics["loss"])
 
-    def save(self, progress: Progress) -> None:
+    def save(self, progress: Progress, spent: Spent) -> None:
         """Save nothing: the state is thrown away."""
 
     def until_enough(self, batches: list[Batch]) -> Iterator[list[Batch]]:

@@ -12,7 +12,7 @@ from core.sinks import MetricSink
 from core.training.checkpoints import TrainingCheckpoints
 from core.training.config import TrainingConfig
 from core.training.language import LanguageStep, autocast, mean_loss
-from core.training.loop import Progress, train
+from core.training.loop import Progress, Validation, train
 from core.training.optim import build_optimizer, build_scheduler
 from core.training.sft import autocast_dtype, plan_steps
 
@@ -45,7 +45,7 @@ def pretrain(
     keeper = TrainingCheckpoints(
         checkpoints, fingerprint, dict(model.named_parameters()), optimizer, scheduler
     )
-    start = keeper.restore()
+    start, spent = keeper.restore()
     device = model.device
     cast = autocast(device, autocast_dtype(config, model))
     return train(
@@ -57,7 +57,8 @@ def pretrain(
         start=start,
         sink=sink,
         checkpointer=keeper,
-        evaluate=lambda: mean_loss(model, _whole(held_out, config), device, cast),
+        validation=Validation(lambda: mean_loss(model, _whole(held_out, config), device, cast)),
+        spent=spent,
     )
 
 

@@ -67,3 +67,28 @@ class TrainReport(Frozen):
     """What it ran on: cpu, or the name of the GPU."""
     error: str | None
     """What killed training, if anything."""
+
+
+class LoraLayer(Frozen):
+    """One adapted layer, W + scale B A."""
+
+    name: str
+    rank: int
+    """r, as configured."""
+    norm_a: float
+    """Frobenius norm of A."""
+    norm_b: float
+    """Frobenius norm of B."""
+    norm_update: float
+    """Frobenius norm of scale B A."""
+    effective_rank: float
+    """exp(-sum s ln s) over the shares s of its singular values: how many directions are really used."""
+    top: tuple[float, ...]
+    """Largest singular values of scale B A."""
+
+
+class LoraAnalysis(Frozen):
+    """What every layer of an adapter learned."""
+
+    scale: float
+    layers: tuple[LoraLayer, ...]

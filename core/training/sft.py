@@ -4,7 +4,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,15 +13,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from core.artifacts import atomic_path, write_json
-from core.data.batches import Batch, collate, step_batches
-from core.data.chat import Encoded
-from core.errors import ResourceError
+from core.data.batches import step_batches
+from core.errors import ConfigError
 from core.sinks import MetricSink
 from core.training.checkpoints import TrainingCheckpoints
 from core.training.config import TrainingConfig
 from core.training.language import LanguageStep, autocast, mean_loss
-from core.training.loop import Plan, Progress, train
+from core.training.loop import Plan, Progress, StepLoss, Validation, train
+from core.training.memory import MicroBatches, explained
+from core.training.meter import Spent, peak_memory, start_peak
 from core.training.optim import build_optimizer, build_scheduler
+from core.training.rows import Rows, SftInputs, require_packable
+from core.training.stopping import best_step
 
 
 class Tuned(NamedTuple):
@@ -31,23 +33,29 @@ class Tuned(NamedTuple):
     progress: Progress
     plan: Plan
     seconds: float
+    """Wall-clock seconds, those of interrupted parts included."""
     trainable_parameters: int
     parameters: int
     device: str
+    kept_step: int
+    """Step whose tensors the model holds now."""
+    micro_batch: int
+    accumulation: int
+    tokens_per_second: float
+    """Tokens read, padding left out, over the seconds of training alone."""
+    peak_memory: int
+    """Bytes."""
 
 
-class SftInputs(NamedTuple):
-    """Tokenized examples."""
+def plan_steps(n_rows: int, config: TrainingConfig) -> Plan:
+    """Turn sizes and settings into counts of optimizer steps; ``max_steps`` wins over epochs.
 
-    train: Sequence[Encoded]
-    val: Sequence[Encoded]
-    pad_id: int
-
-
-def plan_steps(n_examples: int, config: TrainingConfig) -> Plan:
-    """Turn sizes and settings into counts of optimizer steps; ``max_steps`` wins over epochs."""
+    Args:
+        n_rows: Rows of an epoch: ``len(Rows(...))``, which is the number of examples unless they are packed.
+        config: The training block.
+    """
     per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    per_epoch = math.ceil(n_examples / per_step)
+    per_epoch = math.ceil(n_rows / per_step)
     total = config.max_steps or max(1, round(config.num_train_epochs * per_epoch))
     return Plan(
         total,
@@ -57,6 +65,8 @@ def plan_steps(n_examples: int, config: TrainingConfig) -> Plan:
         config.save_steps,
         config.max_grad_norm,
         config.seed,
+        config.early_stopping_patience,
+        config.early_stopping_threshold,
     )
 
 
@@ -70,8 +80,12 @@ def finetune(
     sink: MetricSink,
     on_checkpoint: Callable[[], None],
     on_start: Callable[[Progress], None],
+    rows: Rows | None = None,
 ) -> Tuned:
     """Train the adapter, resuming from the newest checkpoint of the same fingerprint.
+
+    Afterwards the model holds the tensors of the lowest validation loss, or the last ones if
+    ``load_best_model_at_end`` is false or there is no validation split.
 
     Args:
         model: Base with an adapter attached.
@@ -82,61 +96,132 @@ def finetune(
         sink: Receives the metrics of every step.
         on_checkpoint: Called after each saved state.
         on_start: Called once with the progress training continues from.
+        rows: ``Rows(inputs, config)``, if it was made before.
 
     Raises:
+        ConfigError: If the settings do not go with the model or the data.
         TrainingFailed: If the loss stops being finite.
-        ResourceError: If memory runs out.
+        ResourceError: If memory runs out with one row at a time.
     """
-    plan = plan_steps(len(inputs.train), config)
-    device = next(model.parameters()).device
-    dtype = autocast_dtype(config, model)
-    scaler = torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
-    optimizer = build_optimizer(model.parameters(), config)
-    scheduler = build_scheduler(optimizer, config, plan.total_steps)
-    trainable: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    keeper = _Announced(
-        TrainingCheckpoints(checkpoints, fingerprint, trainable, optimizer, scheduler), on_checkpoint
-    )
-    start = keeper.inner.restore()
-    on_start(start)
-    cast = autocast(device, dtype)
-    began = time.monotonic()
-    with _memory_message():
+    _require_possible(model, inputs, config)
+    with explained():
+        tuning = _Tuning(model, rows or Rows(inputs, config), config, checkpoints, fingerprint, on_checkpoint)
+        return tuning.run(sink, on_start)
+
+
+def _require_possible(model: PeftModel, inputs: SftInputs, config: TrainingConfig) -> None:
+    if config.early_stopping_patience is not None and not inputs.val:
+        raise ConfigError(
+            "there are no validation rows to stop early by",
+            where="training.early_stopping_patience",
+            fix="give split.val a share, or leave early_stopping_patience null",
+        )
+    if config.packing:
+        require_packable(model, inputs.window)
+
+
+class _Tuning:
+    """A model, its rows, and all that training on them takes."""
+
+    def __init__(
+        self,
+        model: PeftModel,
+        rows: Rows,
+        config: TrainingConfig,
+        checkpoints: Path,
+        fingerprint: str,
+        on_checkpoint: Callable[[], None],
+    ) -> None:
+        self.model, self.rows, self.config, self.tell = model, rows, config, on_checkpoint
+        self.plan = plan_steps(len(rows), config)
+        self.device = next(model.parameters()).device
+        start_peak(self.device)
+        dtype = autocast_dtype(config, model)
+        self.cast = autocast(self.device, dtype)
+        self.scaler = torch.amp.GradScaler(self.device.type) if dtype == torch.float16 else None
+        self.optimizer = build_optimizer(model.parameters(), config)
+        self.scheduler = build_scheduler(self.optimizer, config, self.plan.total_steps)
+        trainable: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.keeper = TrainingCheckpoints(
+            checkpoints, fingerprint, trainable, self.optimizer, self.scheduler, self.scaler
+        )
+
+    def run(self, sink: MetricSink, on_start: Callable[[Progress], None]) -> Tuned:
+        """Restore, train, and put the best tensors into the model."""
+        start, spent = self.keeper.restore()
+        on_start(start)
+        config = self.config
+        self.micro = MicroBatches(
+            config.per_device_train_batch_size,
+            config.gradient_accumulation_steps,
+            may_shrink=config.shrink_on_oom,
+            shrinks=start.shrinks,
+        )
+        self.spent, began = spent, time.monotonic()
+        self.step = LanguageStep(self.model, self.device, self.cast, self.scaler)
         progress = train(
-            LanguageStep(model, device, cast, scaler),
-            _micro_batches(inputs, config, start.step),
-            optimizer,
-            scheduler,
-            plan,
+            self._step,
+            self._items(start.step),
+            self.optimizer,
+            self.scheduler,
+            self.plan,
             start=start,
             sink=sink,
-            checkpointer=keeper,
-            evaluate=(lambda: mean_loss(model, _val_batches(inputs, config), device, cast))
-            if inputs.val
-            else None,
-            scaler=scaler,
+            checkpointer=self,
+            validation=self._validation(),
+            scaler=self.scaler,
+            micro=self.micro,
+            spent=spent,
         )
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return Tuned(
-        progress,
-        plan,
-        time.monotonic() - began,
-        sum(n for n, on in sizes if on),
-        sum(n for n, _ in sizes),
-        name,
-    )
+        return self._tuned(progress, spent.total + time.monotonic() - began)
 
-
-class _Announced:
-    """Saves, then tells."""
-
-    def __init__(self, inner: TrainingCheckpoints, tell: Callable[[], None]) -> None:
-        self.inner, self.tell = inner, tell
-
-    def save(self, progress: Progress) -> None:
-        self.inner.save(progress)
+    def save(self, progress: Progress, spent: Spent) -> None:
+        """Save, then tell."""
+        self.keeper.save(progress, spent)
+        self.spent = spent
         self.tell()
+
+    def _items(self, start: int) -> Iterator[Sequence[int]]:
+        """Yield the rows of every optimizer step; how they are cut into micro-batches does not matter here."""
+        for (rows,) in step_batches(len(self.rows), self.micro.per_step, 1, self.config.seed, start):
+            yield rows
+
+    def _step(self, rows: Sequence[Any]) -> StepLoss:
+        return self.step([self.rows.batch(part) for part in self.micro.split(rows)])
+
+    def _validation(self) -> Validation | None:
+        if not self.rows.inputs.val:
+            return None
+        return Validation(self._look, self.keeper.keep_best if self.config.load_best_model_at_end else None)
+
+    def _look(self) -> float:
+        batches = self.rows.validation(self.micro.size)
+        return mean_loss(self.model, batches, self.device, self.cast, self.step.loss)
+
+    def _tuned(self, progress: Progress, seconds: float) -> Tuned:
+        sizes = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
+        on_gpu = self.device.type == "cuda"
+        return Tuned(
+            progress,
+            self.plan,
+            seconds,
+            sum(n for n, on in sizes if on),
+            sum(n for n, _ in sizes),
+            torch.cuda.get_device_name(self.device) if on_gpu else self.device.type,
+            self._keep(progress),
+            self.micro.size,
+            self.micro.accumulation,
+            self.spent.tokens_per_second,
+            peak_memory(self.device),
+        )
+
+    def _keep(self, progress: Progress) -> int:
+        """Put the best tensors into the model; return the step they are of."""
+        best = best_step(progress.eval_losses) if self.config.load_best_model_at_end else None
+        if best is None:
+            return progress.step
+        self.keeper.restore_best(best)
+        return best
 
 
 def autocast_dtype(config: TrainingConfig, model: PreTrainedModel | PeftModel) -> torch.dtype | None:
@@ -160,31 +245,6 @@ def compute_dtype(quantization: Any) -> torch.dtype | None:
     dtype = stated.get("bnb_4bit_compute_dtype")
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     return dtype if dtype in (torch.float16, torch.bfloat16) else None
-
-
-def _micro_batches(inputs: SftInputs, config: TrainingConfig, start: int) -> Iterator[list[Batch]]:
-    size, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    for step in step_batches(len(inputs.train), size, accumulation, config.seed, start):
-        yield [collate([inputs.train[i] for i in micro], inputs.pad_id) for micro in step]
-
-
-def _val_batches(inputs: SftInputs, config: TrainingConfig) -> Iterator[Batch]:
-    size = config.per_device_train_batch_size
-    for first in range(0, len(inputs.val), size):
-        yield collate(inputs.val[first : first + size], inputs.pad_id)
-
-
-@contextmanager
-def _memory_message() -> Iterator[None]:
-    """Turn running out of memory into advice."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ResourceError(
-            "memory ran out during training",
-            where="training.per_device_train_batch_size",
-            fix="halve it and double gradient_accumulation_steps (same result), or lower model.max_seq_length",
-        ) from error
 
 
 def save_adapter(model: PeftModel, target: Path) -> None:

@@ -10,11 +10,13 @@ from core.data.sources import kind_of, open_sources
 from core.errors import UserError
 from core.models.resources import count_parameters, published_shape, shape_from_config
 from flows.config_file import resolve_path
+from flows.measuring import judge_variable
 from flows.preflight.fit import find_estimates, find_shortfalls
 from flows.preflight.machine import find_device
 from flows.preflight.models import find_model
 from flows.preflight.report import Estimate, Finding, PreflightReport
 from flows.run_config import RunConfig
+from flows.settings import read_secret
 
 __all__ = ["Estimate", "Finding", "PreflightReport", "preflight"]
 
@@ -32,6 +34,7 @@ def preflight(config: RunConfig, config_path: Path, workspace: Path) -> Prefligh
     """
     cache = workspace / ".factory/downloads"
     findings = [*_data_findings(config, config_path, cache), *_software_findings(config)]
+    findings += _judge_findings(config)
     device = find_device()
     model, of_model = find_model(config, config_path)
     findings += of_model
@@ -70,6 +73,15 @@ def _data_findings(config: RunConfig, config_path: Path, cache: Path) -> Iterato
             names = ", ".join(part.passed_over[:3])
             what = f"{len(part.passed_over)} files are of a type that is not read: {names}"
             yield Finding(level="warning", kind="data", where=f"sources.{number}", what=what)
+
+
+def _judge_findings(config: RunConfig) -> Iterator[Finding]:
+    variable = judge_variable(config.evaluation)
+    try:
+        if variable:
+            read_secret(variable, "evaluation.judge.key_variable")
+    except UserError as error:
+        yield Finding(level="error", kind="setting", where=error.where, what=error.what, fix=error.fix)
 
 
 def _from_here(source: SourceConfig, config_path: Path) -> SourceConfig:

@@ -1,12 +1,14 @@
-"""Is the base model usable? Looks at names and files; opens no weights."""
+"""Is the base model usable? Looks at names, files and their headers; loads no weights."""
 
 import difflib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from core.models.files import folder_flaws, read_object
+from core.models.frameworks import find_obstacle
 from core.models.resources import PUBLISHED, published_shape
+from core.models.weight_files import missing_shards
 from flows.config_file import resolve_path
 from flows.preflight.report import Finding
 from flows.run_config import RunConfig
@@ -44,8 +46,8 @@ def find_model(config: RunConfig, config_path: Path) -> tuple[FoundModel | None,
             _bad_model(f"'{name}' is no folder here and no Hub id", _nearest_models(name, config_path))
         ]
     else:
-        found, wrong = _hub_model(name)
-    longest = found.config.get("text_config", found.config).get("max_position_embeddings")
+        found, wrong = _hub_model(name, config.model.revision)
+    longest = (found.config.get("text_config") or found.config).get("max_position_embeddings")
     if isinstance(longest, int) and config.model.max_seq_length > longest:
         what = f"{config.model.max_seq_length} tokens exceed the model's own window of {longest}"
         fix = f"model.max_seq_length: {longest} or less"
@@ -77,67 +79,40 @@ def _nearest_models(name: str, config_path: Path) -> str:
 
 
 def _read_model(folder: Path) -> FoundModel:
-    try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = {}  # _folder_findings reports it
-    return FoundModel(folder, content if isinstance(content, dict) else {})
+    return FoundModel(folder, read_object(folder / "config.json").value)  # _folder_findings says what is wrong
 
 
 def _folder_findings(folder: Path) -> Iterator[Finding]:
-    if not _read_model(folder).config:
-        yield _bad_model(f"{folder} has no readable config.json", "give the folder of a Hugging Face model")
-    if not list(folder.glob("*.safetensors")):
-        pickled = list(folder.glob("*.bin")) + list(folder.glob("*.pt"))
-        what = (
-            "only pickled weights (*.bin), which can run code when loaded" if pickled else "no *.safetensors"
-        )
-        yield _bad_model(f"{folder} has {what}", "convert or download the weights as safetensors")
-    if missing := _missing_shards(folder):
-        what = f"{folder} lacks {len(missing)} weight files: {', '.join(missing[:3])}"
-        yield _bad_model(what, "download it again")
-    yield from _pointer_findings(folder)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        yield _bad_model(
-            f"{folder} has no tokenizer", "put tokenizer.json and tokenizer_config.json beside the weights"
-        )
+    yield from (_bad_model(f"{folder} {flaw.what}", flaw.fix) for flaw in folder_flaws(folder))
 
 
-def _missing_shards(folder: Path) -> list[str]:
-    """List weight files that the index names and the folder lacks."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return []
-    try:
-        named = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    except (ValueError, KeyError, AttributeError, TypeError):
-        return [f"those of {index.name}, which cannot be read"]
-    return sorted(name for name in named if not (folder / name).is_file())
+def framework_findings(config: RunConfig, *, has_gpu: bool) -> Iterator[Finding]:
+    """Say whether the chosen engine can work here, and what is used instead if the config allows that."""
+    obstacle = find_obstacle(config.model.framework, has_gpu=has_gpu)
+    if obstacle is None:
+        return
+    if config.model.fall_back:
+        what, fix = f"{obstacle.what}; hf will train instead", obstacle.fix
+        yield Finding(level="warning", kind="software", where="model.framework", what=what, fix=fix)
+    else:
+        what, fix = obstacle.what, obstacle.fix
+        yield Finding(level="error", kind="software", where="model.framework", what=what, fix=fix)
 
 
-def _pointer_findings(folder: Path) -> Iterator[Finding]:
-    """Find weights that git left as pointers: a clone without Git LFS looks complete and is not."""
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            if stream.read(20).startswith(b"version https://git"):
-                yield _bad_model(f"{file} is a Git LFS pointer, not weights", f"git -C {folder} lfs pull")
-                return
-
-
-def _hub_model(name: str) -> tuple[FoundModel, list[Finding]]:
+def _hub_model(name: str, revision: str | None) -> tuple[FoundModel, list[Finding]]:
     """Look for a Hub id in the local cache; what is not there a run downloads, if it may."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        cached = try_to_load_from_cache(name, "config.json")
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
     except HFValidationError as error:
         wrong = _bad_model(f"'{name}' is no valid Hub id: {error}", "check its spelling")
         return FoundModel(None, {}), [wrong]
     if not isinstance(cached, str):
         return FoundModel(None, {}), [_absent(name)]
     model, folder = _read_model(Path(cached).parent), Path(cached).parent
-    if not list(folder.glob("*.safetensors")) or _missing_shards(folder):
+    if not list(folder.glob("*.safetensors")) or missing_shards(folder):
         return model._replace(folder=None), [_absent(name)]
     return model, list(_folder_findings(folder))
 

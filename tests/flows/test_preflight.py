@@ -41,7 +41,7 @@ WORKSPACE = Path("workspace/run")
 def write_model(folder: Path, shape: dict[str, Any]) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(shape), encoding="utf-8")
-    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    (folder / "tokenizer.json").write_text('{"model": {"vocab": {}}}', encoding="utf-8")
     save_file({"weight": np.zeros(2, dtype=np.float32)}, folder / "model.safetensors")
     return folder
 

@@ -1,6 +1,6 @@
 """One set of reports that opens every gate; each test spoils one thing in it.
 
-600 rows: 480 train, 60 val, 60 test. The base answers 12 of 60, the tuned model 48 of 60,
+600 rows: 480 train, 60 val, 60 test. The base answers 12 of 60 however it is asked, the tuned model 48 of 60,
 Q8_0 the same 48, Q4_K_M 47 of them.
 """
 
@@ -19,7 +19,7 @@ from core.data.reports import (
     SplitReport,
 )
 from core.deployment.reports import BundledFile, BundleReport, Smoke
-from core.evaluation.reports import Decoding, EvalReport, MetricValue
+from core.evaluation.reports import BaselineReport, Decoding, EvalReport, MetricValue
 from core.quantization.reports import QuantizedFile, QuantReport
 from core.training.reports import EvalLoss, TrainReport
 
@@ -27,6 +27,11 @@ from core.training.reports import EvalLoss, TrainReport
 def digest(name: str) -> str:
     """A made-up digest that is the same for the same name."""
     return "sha256:" + name.encode().hex().ljust(64, "0")[:64]
+
+
+def prompts(arm: str) -> str:
+    """The words a model is asked in: solved examples and instructions change them."""
+    return f"{arm} prompts" if arm in ("few_shot", "prompted") else "prompts"
 
 
 def evaluation(arm: str, scores: tuple[float, ...], model: str) -> EvalReport:
@@ -41,7 +46,7 @@ def evaluation(arm: str, scores: tuple[float, ...], model: str) -> EvalReport:
         scores={"exact_match": scores},
         split_digest=digest("test"),
         model_digest=digest(model),
-        decoding=Decoding(strategy="greedy", max_new_tokens=64, prompt_digest=digest("prompts")),
+        decoding=Decoding(strategy="greedy", max_new_tokens=64, prompt_digest=digest(prompts(arm))),
         resamples=2000,
         confidence=0.95,
         seed=3407,
@@ -132,8 +137,18 @@ def split():
 
 
 @pytest.fixture
-def baseline():
-    return evaluation("baseline", right(12), "base")
+def arms():
+    """Build a baseline of one score for each arm: arms(zero_shot=..., prompted=...)."""
+
+    def build(**scores: tuple[float, ...]) -> BaselineReport:
+        return BaselineReport(arms=tuple(evaluation(arm, each, "base") for arm, each in scores.items()))
+
+    return build
+
+
+@pytest.fixture
+def baseline(arms):
+    return arms(zero_shot=right(12), few_shot=right(12), prompted=right(12))
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_a_metric_that_was_not_measured_fails(tuned):
 
 
 def test_equal_circumstances_are_comparable(tuned, baseline):
-    assert all_hold(comparable("tuned", tuned, baseline))
+    assert all_hold(comparable("tuned", tuned, baseline.arms[0]))
 
 
 def test_other_circumstances_are_not(tuned, baseline):
@@ -112,6 +112,6 @@ def test_other_circumstances_are_not(tuned, baseline):
         "tuned interval confidence": {"confidence": 0.9},
     }
     for name, update in spoils.items():
-        assert failed(comparable("tuned", tuned.model_copy(update=update), baseline)) == {name}
-    check = comparable("tuned", tuned.model_copy(update={"ids": swapped}), baseline)[3]
+        assert failed(comparable("tuned", tuned.model_copy(update=update), baseline.arms[0])) == {name}
+    check = comparable("tuned", tuned.model_copy(update={"ids": swapped}), baseline.arms[0])[3]
     assert check.detail == "example 0 is 'row-1' here and 'row-0' there"

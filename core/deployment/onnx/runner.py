@@ -1,0 +1,182 @@
+"""Runs an exported folder under ONNX Runtime: logits, step-by-step logits, greedy text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.deployment.onnx.names import CACHE_AXES, MODEL_FILE, past_names, present_names
+from core.deployment.onnx.probe import require_onnx
+from core.errors import ModelError, ResourceError
+
+Ids = NDArray[np.int64]
+Logits = NDArray[np.float32]
+
+LOGITS_BYTES = 256 * 2**20
+"""Most bytes of logits at once: a prompt is read in pieces, for every piece yields scores of the whole vocabulary."""
+PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+
+class _State(NamedTuple):
+    """What generation carries from step to step."""
+
+    cache: list[Any]
+    """Keys and values of all layers, each [b, g, t, d], where the session computes."""
+    mask: Ids
+    """[b, t]; 0 where a row is padded on the left."""
+
+
+class OnnxRunner:
+    """An open ONNX model with its cache handling."""
+
+    def __init__(self, folder: Path, *, threads: int) -> None:
+        """Open the model on a GPU if ONNX Runtime has one, else on the CPU.
+
+        Args:
+            folder: What ``export`` wrote.
+            threads: Threads that compute.
+
+        Raises:
+            ConfigError: If the packages are missing.
+            ModelError: If there is no model, or ONNX Runtime refuses it.
+            ResourceError: If memory runs out while loading.
+        """
+        require_onnx()
+        self.folder, self.path = folder, folder / MODEL_FILE
+        self._session = _open(self.path, threads)
+        self.provider: str = self._session.get_providers()[0]
+        self._device = "cuda" if self.provider.startswith("CUDA") else "cpu"
+        inputs = {each.name: each for each in self._session.get_inputs()}
+        layers = sum(name.endswith(".key") for name in inputs)
+        self._past, self._present = past_names(layers), present_names(layers)
+        # Number of key-value heads and their width; the other axes are free.
+        self._cache_shapes = [_fixed(inputs[name].shape, self.path) for name in self._past]
+        self._cache_type = np.float16 if "float16" in inputs[self._past[0]].type else np.float32
+        self.vocabulary = int(self._session.get_outputs()[0].shape[-1])
+
+    def logits(self, ids: Ids) -> Logits:
+        """Return the scores after every token, from one pass over whole rows.
+
+        Args:
+            ids: Token ids without padding, [b, s].
+
+        Returns:
+            Scores, [b, s, v].
+        """
+        return self._step(ids, self._empty(np.zeros((len(ids), 0), dtype=np.int64)), np.ones_like(ids))[0]
+
+    def decode_logits(self, ids: Ids) -> Logits:
+        """Return the same scores as ``logits``, token by token through the cache.
+
+        Args:
+            ids: Token ids without padding, [b, s].
+
+        Returns:
+            Scores, [b, s, v].
+        """
+        state = self._empty(np.zeros((len(ids), 0), dtype=np.int64))
+        made = []
+        for place in range(ids.shape[1]):
+            token = ids[:, place : place + 1]
+            scores, state = self._step(token, state, np.ones_like(token))
+            made.append(scores)
+        return np.concatenate(made, axis=1)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: frozenset[int]
+    ) -> list[list[int]]:
+        """Continue prompts greedily, all of them in one batch.
+
+        Args:
+            prompts: Token ids of each prompt, at least one each.
+            max_new_tokens: Longest continuation.
+            stop_ids: Ids that end a continuation; not part of what is returned.
+
+        Returns:
+            New token ids of each prompt.
+        """
+        if not prompts or max_new_tokens < 1:
+            return [[] for _ in prompts]
+        made: list[list[int]] = [[] for _ in prompts]
+        running = np.ones(len(prompts), dtype=bool)
+        scores, state = self._read(prompts)
+        for count in range(1, max_new_tokens + 1):
+            chosen = scores[:, -1].argmax(-1)
+            running &= ~np.isin(chosen, list(stop_ids))
+            for row in np.flatnonzero(running):
+                made[row].append(int(chosen[row]))
+            if count == max_new_tokens or not running.any():
+                break
+            scores, state = self._step(chosen[:, None], state, np.ones((len(prompts), 1), dtype=np.int64))
+        return made
+
+    def _read(self, prompts: Sequence[Sequence[int]]) -> tuple[Logits, _State]:
+        """Read prompts, padded on the left, and return the scores of the last piece."""
+        width = max(len(prompt) for prompt in prompts)
+        ids = np.array([[0] * (width - len(p)) + list(p) for p in prompts], dtype=np.int64)
+        mask = np.array([[0] * (width - len(p)) + [1] * len(p) for p in prompts], dtype=np.int64)
+        piece = max(1, LOGITS_BYTES // (4 * self.vocabulary * len(prompts)))
+        state = self._empty(mask[:, :0])
+        for first in range(0, width, piece):
+            scores, state = self._step(ids[:, first : first + piece], state, mask[:, first : first + piece])
+        return scores, state
+
+    def _empty(self, mask: Ids) -> _State:
+        import onnxruntime
+
+        caches = [np.zeros((len(mask), heads, 0, width), self._cache_type) for heads, width in self._cache_shapes]
+        return _State([onnxruntime.OrtValue.ortvalue_from_numpy(c, self._device, 0) for c in caches], mask)
+
+    def _step(self, ids: Ids, state: _State, seen: Ids) -> tuple[Logits, _State]:
+        """Read tokens ``ids`` [b, s], of which ``seen`` [b, s] marks the real ones, after what ``state`` holds."""
+        mask = np.concatenate([state.mask, seen], axis=1)
+        # A row's positions count its own tokens; padding gets 0, whatever it holds is masked.
+        positions = np.maximum(mask.cumsum(1) - 1, 0)[:, -ids.shape[1] :]
+        binding = self._session.io_binding()
+        feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array, dtype=np.int64))
+        for name, value in zip(self._past, state.cache, strict=True):
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_output("logits", "cpu")
+        for name in self._present:
+            binding.bind_output(name, self._device)
+        self._session.run_with_iobinding(binding)
+        scores, *cache = binding.get_outputs()
+        return scores.numpy(), _State(cache, mask)
+
+
+def _open(path: Path, threads: int) -> Any:
+    import onnxruntime
+
+    if not path.is_file():
+        raise ModelError("there is no ONNX model here", where=str(path))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    # Threads that wait must not burn the cores that others compute on.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    here = set(onnxruntime.get_available_providers())
+    try:
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=[name for name in PROVIDERS if name in here]
+        )
+    except MemoryError as error:
+        raise ResourceError("not enough memory to open the ONNX model", where=str(path)) from error
+    except Exception as error:  # noqa: BLE001  (ONNX Runtime's errors share no class of their own)
+        raise ModelError(
+            f"ONNX Runtime cannot open the model: {_first_line(error)}", where=str(path), fix="export it again"
+        ) from error
+
+
+def _fixed(shape: Sequence[int | str], path: Path) -> tuple[int, int]:
+    heads, width = (shape[CACHE_AXES.index(axis)] for axis in ("heads", "width"))
+    if not isinstance(heads, int) or not isinstance(width, int):
+        raise ModelError("the cache inputs have no fixed number of heads", where=str(path), fix="export it again")
+    return heads, width
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

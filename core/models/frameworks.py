@@ -1,0 +1,97 @@
+"""Which engine loads and trains a model here. Imports no engine until one is chosen."""
+
+import importlib
+import importlib.util
+import warnings
+from typing import NamedTuple
+
+from core.errors import ConfigError, ModelError, UserError
+from core.models.config import Framework, ModelConfig
+
+INSTALL_UNSLOTH = "pip install 'data-factory[unsloth]'"
+STOCK = "model.framework: hf trains the same adapter with the stock kernels"
+
+
+class FrameworkNotice(UserWarning):
+    """Another engine than the chosen one is used, as the config allows."""
+
+
+class Choice(NamedTuple):
+    """The engine of a run."""
+
+    framework: Framework
+    notice: str | None = None
+    """Why it is not the one that was asked for."""
+
+
+def choose_framework(config: ModelConfig, *, has_gpu: bool) -> Choice:
+    """Choose the engine: the one asked for, or hf with a notice where the config allows that.
+
+    Args:
+        config: The model block.
+        has_gpu: A GPU that PyTorch can use is here; matters to unsloth only.
+
+    Raises:
+        UserError: If the one asked for cannot work here and ``fall_back`` is false.
+    """
+    obstacle = find_obstacle(config.framework, has_gpu=has_gpu)
+    return fallen_back(config, obstacle) if obstacle else Choice(config.framework)
+
+
+def find_obstacle(framework: Framework, *, has_gpu: bool) -> UserError | None:
+    """Say why an engine cannot work here; None if it can."""
+    where = "model.framework"
+    if framework == "fused":
+        return ConfigError("the fused kernels are not built yet", where=where, fix=STOCK)
+    if framework == "unsloth" and importlib.util.find_spec("unsloth") is None:
+        return ModelError("unsloth is not installed", where=where, fix=f"{INSTALL_UNSLOTH}; or {STOCK}")
+    if framework == "unsloth" and not has_gpu:
+        what = "unsloth needs a GPU, and PyTorch finds none"
+        return ModelError(what, where=where, fix=f"run on a machine with one; or {STOCK}")
+    return None
+
+
+def fallen_back(config: ModelConfig, obstacle: UserError) -> Choice:
+    """Choose hf instead, or raise what stands in the way."""
+    if not config.fall_back:
+        raise obstacle
+    return Choice("hf", f"{obstacle.what}; training with hf instead, as model.fall_back allows")
+
+
+def prepare_framework(config: ModelConfig) -> Choice:
+    """Import the chosen engine; call it first in the process that trains, before any other import.
+
+    Unsloth edits Transformers, PEFT and TRL while it is imported. Edits of classes and methods take effect
+    whenever they happen, but a module that has copied a function by then keeps the stock one, and unsloth warns that it
+    may be slower. What holds: nothing is imported here unless the config asks for unsloth; every function that
+    loads a model for training calls this again, so forgetting the early call costs speed, not correctness.
+    Models that hf loads later in the same process keep their stock forward passes: unsloth runs its own
+    only on the modules of models it loaded.
+
+    Returns:
+        The engine to use; a fall-back is also told as a ``FrameworkNotice`` warning.
+
+    Raises:
+        UserError: If the engine cannot work here and ``fall_back`` is false.
+    """
+    choice = choose_framework(config, has_gpu=config.framework == "unsloth" and _sees_gpu())
+    if choice.framework == "unsloth":
+        try:
+            importlib.import_module("unsloth")
+        except (ImportError, NotImplementedError, RuntimeError, AttributeError, OSError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            broken = ModelError(
+                f"unsloth is installed but cannot be imported: {lines[0]}",
+                where="model.framework",
+                fix=f"{INSTALL_UNSLOTH} into a fresh environment; or {STOCK}",
+            )
+            choice = fallen_back(config, broken)
+    if choice.notice:
+        warnings.warn(choice.notice, FrameworkNotice, stacklevel=2)
+    return choice
+
+
+def _sees_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,99 @@
+"""Transformers, PEFT and bitsandbytes: the engine that is always there."""
+
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from core.errors import ModelError
+from core.models.config import Framework, LoraConfig, ModelConfig
+from core.models.devices import moved, place_of
+from core.models.quantized import quantization_of, ready_for_training
+from core.models.seed import seed_everything
+from core.models.targeting import other_senses, targets
+
+
+class HfEngine:
+    """Loads with Transformers and adapts with PEFT."""
+
+    name: Framework = "hf"
+
+    def load(self, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+        """Load a base for training; see ``Engine.load``."""
+        held = quantization_of(config, dtype)
+        model = read_weights(config.name, device, dtype, held)
+        return ready_for_training(model) if held else model
+
+    def attach(self, model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+        """Put a fresh adapter on a frozen base; B = 0, so its logits do not change.
+
+        Adapter weights are float32 whatever the base holds, so that small updates survive.
+        """
+        if is_quantized(model):
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        settings = peft_settings(config, model)
+        seed_everything(config.random_state)
+        adapted = get_peft_model(model, PeftLoraConfig(task_type="CAUSAL_LM", **settings))
+        if config.use_gradient_checkpointing:
+            adapted.enable_input_require_grads()
+            adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            adapted.config.use_cache = False
+        return adapted
+
+
+def read_weights(
+    name: str, device: torch.device, dtype: torch.dtype, held: BitsAndBytesConfig | None = None
+) -> PreTrainedModel:
+    """Read a model folder, safetensors only, and see that no weight is missing.
+
+    Attention stays what Transformers picks, PyTorch's scaled dot product, unless the model's config forbids it.
+
+    Raises:
+        ModelError: If the files lack weights of the model: Transformers would draw them at random.
+    """
+    model, info = AutoModelForCausalLM.from_pretrained(
+        name,
+        dtype=dtype,
+        quantization_config=held,
+        device_map=place_of(device, quantized=held is not None),
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"the weights lack {len(missing)} tensors of the model: {', '.join(missing[:3])}",
+            where=name,
+            fix="download the model again, or take config.json and the weights from the same model",
+        )
+    loaded: PreTrainedModel = model
+    return loaded if held else moved(loaded, device)
+
+
+def is_quantized(model: torch.nn.Module) -> bool:
+    """Tell whether bitsandbytes holds the base in 4 or 8 bits."""
+    return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
+
+
+def peft_settings(config: LoraConfig, model: PreTrainedModel) -> dict[str, Any]:
+    """Say in PEFT's words what the adapter is; every engine passes on exactly these.
+
+    Raises:
+        ConfigError: If the model lacks a named layer.
+    """
+    settings: dict[str, Any] = {
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "lora_dropout": config.lora_dropout,
+        "target_modules": targets(config, model),
+        "bias": config.bias,
+        "use_rslora": config.use_rslora,
+    }
+    # Vision towers call their projections q_proj and k_proj too.
+    excluded = None if config.finetune_vision_layers else other_senses(model)
+    # Given only where they say something: engines copy what they get.
+    return settings | ({"use_dora": True} if config.use_dora else {}) | (
+        {"exclude_modules": excluded} if excluded else {}
+    )  # fmt: skip

@@ -1,0 +1,128 @@
+"""One rung of the ladder of quantized files: is its evidence sound, and is it as good as the merged model?
+
+Soundness closes the gate for any file, whether it is shipped or not: numbers that cannot be trusted on one rung
+say nothing good about the others. Being too lossy or too large only rejects the rung.
+"""
+
+from core.evaluation.reports import EvalReport
+from core.quantization.reports import Distance, QuantizedFile
+from gates.evidence import MEGABYTE, all_hold, comparable, honest
+from gates.gains import Pair, Unit, gain_interval, point_gain
+from gates.thresholds import QuantizationVerified
+from gates.verdict import Check, at_least, at_most, below, equals, is_true, limit
+
+SIXTEEN_BITS = frozenset({"f16", "bf16"})
+"""Types that store every weight in full: another container, not a smaller model."""
+
+CONTAINER_SLACK = 1.1
+"""How much larger than the merged model such a file may be, for its vocabulary and padding."""
+
+
+def sound(file: QuantizedFile) -> list[Check]:
+    """Check that a file was really measured, as the file it is.
+
+    Args:
+        file: A validated entry of the report.
+    """
+    label = file.type
+    return [
+        at_least(f"{label} bytes", file.bytes, 1),
+        is_true(f"{label} starts with GGUF", file.has_magic),
+        at_least(f"{label} prompts compared", file.prompt_mismatches, 0),
+        equals(f"{label} measured file", file.evaluation.model_digest, file.digest),
+        *distance_checks(f"{label} logits", file.distance),
+        at_least(f"{label} answers compared", file.text_agreement, 0),
+        at_most(f"{label} share of equal answers", file.text_agreement, 1),
+        *_flips(file),
+        *honest(label, file.evaluation),
+    ]
+
+
+def distance_checks(label: str, found: Distance | None) -> list[Check]:
+    """Check that logits were compared and that the numbers are possible.
+
+    Args:
+        label: Names the checks.
+        found: The distance, None if nothing was compared.
+    """
+    if found is None:
+        return [at_least(f"{label} compared", None, 1, "positions; without them nothing is known")]
+    return [
+        at_least(f"{label} compared", found.tokens, 1, "positions"),
+        at_least(f"{label} divergence is one", found.kl, 0),
+        at_least(f"{label} difference is one", found.max_abs, 0),
+        at_least(f"{label} agreement is a share", found.argmax_agreement, 0),
+        at_most(f"{label} agreement is a share of all", found.argmax_agreement, 1),
+    ]
+
+
+def _flips(file: QuantizedFile) -> list[Check]:
+    changed = file.broken + file.fixed
+    return [
+        at_least(f"{file.type} broken answers", file.broken, 0),
+        at_least(f"{file.type} fixed answers", file.fixed, 0),
+        at_most(f"{file.type} changed answers", changed, file.evaluation.n, "of all that were asked"),
+    ]
+
+
+def paired(file: QuantizedFile, merged: EvalReport) -> list[Check]:
+    """Check that a file answered the merged model's questions, in the same way."""
+    return comparable(file.type, file.evaluation, merged)
+
+
+def good_enough(
+    file: QuantizedFile, merged: EvalReport, merged_bytes: int, thresholds: QuantizationVerified
+) -> list[Check]:
+    """Check that a file does as well as the merged model, within the limits; it may ship if all of them hold.
+
+    Args:
+        file: A validated entry of the report.
+        merged: The merged model's validated evaluation.
+        merged_bytes: Size of the merged model.
+        thresholds: The limits.
+    """
+    label, mismatches = file.type, thresholds.max_prompt_mismatches
+    checks = [
+        is_true(f"{label} loads and generates", file.loads),
+        _smaller(file, merged_bytes),
+        limit(at_most(f"{label} prompts read differently", file.prompt_mismatches, mismatches)),
+        *_retained(file, merged, thresholds),
+    ]
+    if thresholds.max_kl is not None:
+        kl = file.distance.kl if file.distance else None
+        checks.append(limit(at_most(f"{label} divergence", kl, thresholds.max_kl, "nats, on its answers")))
+    if thresholds.max_size_mb is not None:
+        checks.append(limit(at_most(f"{label} MB", file.bytes / MEGABYTE, thresholds.max_size_mb)))
+    return checks
+
+
+def _smaller(file: QuantizedFile, merged_bytes: int) -> Check:
+    if file.type in SIXTEEN_BITS:
+        return at_most(f"{file.type} size", file.bytes, CONTAINER_SLACK * merged_bytes, "a 16-bit container")
+    return below(f"{file.type} size", file.bytes, merged_bytes, "bytes, against the merged model's")
+
+
+def _retained(file: QuantizedFile, merged: EvalReport, thresholds: QuantizationVerified) -> list[Check]:
+    label, scored, metric = file.type, file.evaluation, merged.metric
+    evidence = [*honest("tuned", merged), *honest(label, scored), *paired(file, merged)]
+    can_pair = merged.value > 0 and all_hold(evidence)
+    drop = upper = None
+    ends = "not computed: scores cannot be paired"
+    if can_pair:
+        # One right answer is the floor, so it acts only on resamples that drew none at all.
+        unit = Unit("relative", min(merged.value, 1 / merged.n))
+        gain = gain_interval(Pair(metric, merged, scored), unit)
+        upper, ends = -gain.low, f"{-gain.high:.3f} to {-gain.low:.3f}"
+    if merged.value > 0 and scored.metric == metric:
+        lost = point_gain(metric, merged.value, scored.value, Unit("relative", 0.0))
+        drop = None if lost is None else -lost
+    told = f"{metric} {merged.value:.3f} to {scored.value:.3f} on {scored.n} examples"
+    return [
+        limit(at_most(f"{label} drop", drop, thresholds.max_drop, f"{told}; {_told_flips(file)}")),
+        limit(at_most(f"{label} drop, upper end", upper, thresholds.drop_upper, ends)),
+    ]
+
+
+def _told_flips(file: QuantizedFile) -> str:
+    kept = "" if file.text_agreement is None else f", {100 * file.text_agreement:.1f} % said word for word"
+    return f"{file.broken} broken, {file.fixed} fixed{kept}"
