@@ -131,6 +131,8 @@ def print_gates(found: list[FoundGate], missing: list[str], *, full: bool) -> No
             console.print(text + record.waiver["reason"], markup=False)
         if record.status == "blocked":
             console.print(f"[red]blocked[/red] {escape(record.summary)}")
+            for hint in record.hints:
+                console.print(f"[yellow]hint[/yellow] {escape(hint)}")
         if changed:
             console.print(
                 f"[red]stale[/red] {record.gate}: changed since it was judged: {', '.join(changed)}"

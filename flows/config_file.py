@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from core.errors import ConfigError
+from flows.measuring import with_paths
 from flows.run_config import RunConfig, check, inner_model
 from flows.run_outputs import Problem
 
@@ -132,7 +133,15 @@ def _anchored(run: RunConfig, path: Path) -> RunConfig:
         update={"files": tuple(anchor(file) for file in run.quality.contamination.files)}
     )
     quality = run.quality.model_copy(update={"contamination": benchmarks})
-    return run.model_copy(update={"sources": sources, "model": model, "dataset": dataset, "quality": quality})
+    return run.model_copy(
+        update={
+            "sources": sources,
+            "model": model,
+            "dataset": dataset,
+            "quality": quality,
+            "evaluation": with_paths(run.evaluation, anchor),
+        }
+    )
 
 
 def _is_elsewhere(text: str) -> bool:

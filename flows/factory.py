@@ -7,6 +7,7 @@ from prefect.states import Completed, Failed
 
 from core.data.config import DatasetConfig
 from core.errors import UserError
+from core.training.hints import hints_for
 from flows.display import current_watcher
 from flows.run_config import RunConfig
 from gates.baseline_established import baseline_established
@@ -25,9 +26,12 @@ from tasks.format_records import format_records
 from tasks.gate import through, verdicts
 from tasks.ingest import ingest
 from tasks.learnable import Setup
-from tasks.quantize import quantize
+from tasks.measure import files_of
+from tasks.quantize import enough_for, quantize
 from tasks.release import release
+from tasks.scores import compare, share
 from tasks.session import Place, Purpose, session
+from tasks.shipping import choose
 from tasks.split import GivenRules, split
 from tasks.uses import earlier_uses
 from tasks.will_learn import will_learn
@@ -74,31 +78,39 @@ def chain(name: str, run: RunConfig) -> str:
 
     model = base_model(run.model.name)
     will_learn(model, splits.artifact, Setup(run.model, run.lora, run.training, template))
-    base = baseline(model, splits.artifact, run.evaluation, template)
+    files, judged = files_of(run.evaluation), gates.model_performance
+    base = baseline(model, splits.artifact, run.evaluation, files, template)
+    beaten = compare(base.report, judged.compare_to)
     through(baseline_established(base.report, splits.report, gates.baseline_established))
 
     tuned = finetune(model, splits.artifact, run.model, run.lora, run.training, run.save, template)
-    scored = evaluate(tuned.artifact, splits.artifact, run.evaluation, template)
-    through(model_performance(base.report, scored.report, tuned.report, gates.model_performance))
+    scored = evaluate(tuned.artifact, splits.artifact, run.evaluation, files, template)
+    advice = hints_for(tuned.report, share(scored.report))
+    through(model_performance(base.report, scored.report, tuned.report, judged), advice)
 
+    limits, wanted = gates.quantization_verified, run.deployment.format
     quantized = quantize(
-        tuned.artifact,
-        scored.artifact,
-        splits.artifact,
-        run.gguf_formats,
-        run.evaluation,
-        run.save.gguf_path,
-        name,
-    )
-    through(quantization_verified(scored.report, quantized.report, gates.quantization_verified))
+        tuned.artifact, scored.artifact, splits.artifact, run.quantized, run.evaluation,
+        enough_for(run.quantized, scored.report, limits, wanted), run.save.gguf_path, name,
+    )  # fmt: skip
+    shipped = choose(scored.report, quantized.report, limits, wanted)
+    through(quantization_verified(scored.report, quantized.report, limits, wanted))
 
     story = Story(
-        base_name=run.model.name, ingest=corpus.report, split=splits.report, baseline=base.report,
-        tuned=scored.report, trained=tuned.report, quantized=quantized.report,
+        base_name=run.model.name, ingest=corpus.report, split=splits.report, baseline=beaten,
+        arms=base.report.arms, tuned=scored.report, trained=tuned.report, quantized=quantized.report,
         model=run.model, lora=run.lora, training=run.training,
     )  # fmt: skip
     bundle = deploy(
-        quantized.artifact, tuned.artifact, splits.artifact, story, run.deployment, name, verdicts(), template
+        quantized.artifact,
+        tuned.artifact,
+        splits.artifact,
+        story,
+        shipped,
+        run.deployment,
+        name,
+        verdicts(),
+        template,
     )
-    through(deployment_ready(bundle.report, quantized.report, gates.deployment_ready))
+    through(deployment_ready(bundle.report, quantized.report, gates.deployment_ready, shipped))
     return release(bundle.artifact, bundle.report, run.deployment, run.save)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 
 from core.config import Frozen
 from core.errors import ConfigError, UserError
@@ -208,6 +209,7 @@ def show(screen: "Screen", ending: Ending, workspace: Path) -> None:
         raise UserError(ending.message)
     if ending.code == 3:
         console.print(f"[red bold]blocked[/red bold] {ending.message}", highlight=False)
+        show_hints(screen)
         console.print(f"Report: {workspace / 'report.html'}", highlight=False)
     if ending.status == "passed":
         console.print(f"[green bold]released[/green bold] {ending.message}", highlight=False)
@@ -216,3 +218,10 @@ def show(screen: "Screen", ending: Ending, workspace: Path) -> None:
         )
     if ending.status == "partial":
         console.print(ending.message)
+
+
+def show_hints(screen: "Screen") -> None:
+    """Print what may open the gate that closed."""
+    for record in screen.gates.values():
+        for hint in record.hints if record.status == "blocked" else ():
+            screen.console.print(f"[yellow]hint[/yellow] {escape(hint)}", highlight=False)

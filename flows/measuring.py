@@ -1,6 +1,6 @@
 """What evaluation and its gate ask of each other, and of the machine."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from core.evaluation.config import EvaluationConfig
 from flows.run_outputs import Problem
@@ -46,3 +46,24 @@ def _metric_problems(evaluation: EvaluationConfig) -> Iterator[Problem]:
 def judge_variable(evaluation: EvaluationConfig) -> str | None:
     """Return the name of the environment variable that must hold the judge's key, if one is needed."""
     return evaluation.judge.key_variable if "judge" in evaluation.metrics else None
+
+
+def with_paths(evaluation: EvaluationConfig, anchor: Callable[[str], str]) -> EvaluationConfig:
+    """Return the block with every path in it put through ``anchor``: graders, everyday knowledge, the encoder."""
+
+    def anchored(path: str | None) -> str | None:
+        file, colon, function = (path or "").rpartition(":")
+        return f"{anchor(file)}{colon}{function}" if file else path
+
+    graders = {
+        name: grader.model_copy(update={"path": anchored(grader.path)})
+        for name, grader in evaluation.graders.items()
+    }
+    general, encoder = evaluation.general, evaluation.encoder
+    return evaluation.model_copy(
+        update={
+            "graders": graders,
+            "general": general.model_copy(update={"path": general.path and anchor(general.path)}),
+            "encoder": encoder.model_copy(update={"model": encoder.model and anchor(encoder.model)}),
+        }
+    )

@@ -92,7 +92,12 @@ class RunConfig(Block):
     @property
     def gguf_formats(self) -> tuple[GgufType, ...]:
         """GGUF types to make: the quantization block's, else the one in save.gguf_quantization."""
-        return self.quantization.formats if self.quantization else (self.save.gguf_quantization,)
+        return self.quantized.formats
+
+    @property
+    def quantized(self) -> QuantizationConfig:
+        """Which files to make, and how."""
+        return self.quantization or QuantizationConfig(formats=(self.save.gguf_quantization,))
 
     @property
     def training_sources(self) -> tuple[SourceConfig, ...]:

@@ -1,21 +1,25 @@
 """Is the bundle complete, is it the verified model, and does it answer on this machine?"""
 
 from core.deployment.reports import BundleReport, Smoke
-from core.quantization.reports import QuantReport
+from core.quantization.reports import QuantizedFile, QuantReport
 from gates.evidence import MEGABYTE, whole
 from gates.thresholds import DeploymentReady
 from gates.verdict import Check, Verdict, above, at_least, at_most, equals, is_true, limit
 
 
 def deployment_ready(
-    bundle: BundleReport | None, quantized: QuantReport | None, thresholds: DeploymentReady
+    bundle: BundleReport | None,
+    quantized: QuantReport | None,
+    thresholds: DeploymentReady,
+    chosen: QuantizedFile | None,
 ) -> Verdict:
-    """Judge the bundle: the file that was verified, whole, documented, fast and small enough.
+    """Judge the bundle: the file that was chosen, whole, documented, fast and small enough.
 
     Args:
         bundle: What was bundled and how it behaved, or None if there is no report.
         quantized: The report that quantization-verified judged, or None if there is none.
         thresholds: The limits.
+        chosen: The file that quantization-verified chose, or None if it chose none.
     """
     packed, packed_presence = whole("bundle", bundle, BundleReport)
     made, made_presence = whole("quantization", quantized, QuantReport)
@@ -24,7 +28,7 @@ def deployment_ready(
         checks += _complete(packed, thresholds)
         checks += _answers(packed.smoke, thresholds)
     if packed and made:
-        checks += _verified(packed, made)
+        checks += _verified(packed, made, chosen)
     return Verdict.of("deployment-ready", checks)
 
 
@@ -55,10 +59,11 @@ def _answers(smoke: Smoke, thresholds: DeploymentReady) -> list[Check]:
     return checks
 
 
-def _verified(packed: BundleReport, made: QuantReport) -> list[Check]:
+def _verified(packed: BundleReport, made: QuantReport, chosen: QuantizedFile | None) -> list[Check]:
     file = next((file for file in made.files if file.digest == packed.gguf_digest), None)
     return [
         is_true("bundled model was quantized here", file is not None),
+        equals("bundled file", packed.gguf_digest, chosen.digest if chosen else None, "the one the ladder chose"),
         equals("bundled type", packed.gguf_type, file.type if file else None),
         equals("bundled bytes", _model_bytes(packed), file.bytes if file else None),
     ]

@@ -4,13 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from core.evaluation.effects import cohens_dz, odds_ratio
 from core.evaluation.reports import LOWER_IS_BETTER, EvalReport
 from core.evaluation.statistics import (
     Interval,
     detectable_difference,
     mcnemar,
     paired_difference,
-    paired_effect,
     paired_perplexity_gain,
     paired_relative_gain,
 )
@@ -104,15 +104,11 @@ def changes(pair: Pair) -> list[str]:
         flips = mcnemar(before, now)
         told += [
             f"{flips.fixed} fixed, {flips.broken} broken, McNemar p = {flips.p_value:.2g}",
-            f"odds ratio {odds_ratio(flips.fixed, flips.broken):.3g}",
+            f"odds ratio {odds_ratio(flips):.3g}",
         ]
-    effect = paired_effect(pair.improvements)
+    # Of paired samples; positive is better, whichever way the metric points.
+    effect = cohens_dz(now, before) if pair.falls else cohens_dz(before, now)
     return [*told, f"Cohen's d {effect:.2f}"] if effect is not None else told
-
-
-def odds_ratio(fixed: int, broken: int) -> float:
-    """Return fixed over broken; a half is added to both so that nobody divides by zero (Haldane, 1956)."""
-    return (fixed + 0.5) / (broken + 0.5)
 
 
 def resolution(pair: Pair, interval: Interval) -> str:

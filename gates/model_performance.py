@@ -80,6 +80,11 @@ def compared_arm(base: BaselineReport, wanted: str) -> EvalReport | None:
     return champion
 
 
+def arm_to_beat(base: BaselineReport, wanted: str) -> EvalReport:
+    """Return the arm that pages and cards show as the base: the one compared with, or the first there is."""
+    return compared_arm(base, wanted) or base.arms[0]
+
+
 def _compared_with(base: BaselineReport, champion: EvalReport | None, thresholds: ModelPerformance) -> Check:
     measured = ", ".join(f"{arm.arm} {arm.value:.3f}" for arm in base.arms) or "none"
     wanted = thresholds.compare_to

@@ -6,19 +6,14 @@ are on record as tried. If the 16-bit file already differs from the model, the e
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import Literal
 
 from core.evaluation.reports import EvalReport
-from core.quantization.config import GgufType
-from core.quantization.reports import OnnxFile, QuantizedFile, QuantReport
+from core.quantization.reports import OnnxFile, QuantReport
 from core.training.hints import hint
 from gates.evidence import all_hold, honest, whole
-from gates.rungs import distance_checks, good_enough, paired, sound
+from gates.rungs import Wanted, distance_checks, good_enough, judged, ladder, paired, sound
 from gates.thresholds import QuantizationVerified
 from gates.verdict import Check, Verdict, above, at_least, at_most, equals, is_true, limit
-
-Wanted = GgufType | Literal["smallest"]
-"""The type that is to ship: one by name, or the smallest that is good enough."""
 
 
 def quantization_verified(
@@ -52,52 +47,6 @@ def quantization_verified(
         decisive, tried = _ladder(merged, made, thresholds, wanted)
         checks += decisive
     return Verdict.of("quantization-verified", checks, tried)
-
-
-def shipped(
-    tuned: EvalReport, quantized: QuantReport, thresholds: QuantizationVerified, wanted: Wanted = "smallest"
-) -> QuantizedFile | None:
-    """Return the file that ships: the smallest that is good enough, or the named one if it is.
-
-    Args:
-        tuned: The merged model's evaluation.
-        quantized: The files made of it; those measured so far are enough.
-        thresholds: The limits.
-        wanted: The type that is to ship.
-
-    Returns:
-        The file, or None if none may ship.
-    """
-    for file in ladder(quantized.files):
-        if wanted in ("smallest", file.type) and _may_ship(file, tuned, quantized, thresholds):
-            return file
-    return None
-
-
-def judged(
-    tuned: EvalReport, quantized: QuantReport, thresholds: QuantizationVerified, wanted: Wanted = "smallest"
-) -> QuantizedFile | None:
-    """Return the file whose numbers decide: the one that ships, else the named one, else the most faithful.
-
-    None only if there is no file, or not the named one.
-    """
-    found = shipped(tuned, quantized, thresholds, wanted)
-    if found is not None:
-        return found
-    asked = [file for file in ladder(quantized.files) if wanted in ("smallest", file.type)]
-    return asked[-1] if asked else None
-
-
-def ladder(files: Sequence[QuantizedFile]) -> list[QuantizedFile]:
-    """Sort files from small to large by their real bytes."""
-    return sorted(files, key=lambda file: (file.bytes, file.type))
-
-
-def _may_ship(
-    file: QuantizedFile, tuned: EvalReport, quantized: QuantReport, thresholds: QuantizationVerified
-) -> bool:
-    evidence = [*sound(file), *paired(file, tuned)]
-    return all_hold([*evidence, *good_enough(file, tuned, quantized.merged_bytes, thresholds)])
 
 
 def _inventory(made: QuantReport) -> list[Check]:

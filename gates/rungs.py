@@ -4,8 +4,12 @@ Soundness closes the gate for any file, whether it is shipped or not: numbers th
 say nothing good about the others. Being too lossy or too large only rejects the rung.
 """
 
+from collections.abc import Sequence
+from typing import Literal
+
 from core.evaluation.reports import EvalReport
-from core.quantization.reports import Distance, QuantizedFile
+from core.quantization.config import GgufType
+from core.quantization.reports import Distance, QuantizedFile, QuantReport
 from gates.evidence import MEGABYTE, all_hold, comparable, honest
 from gates.gains import Pair, Unit, gain_interval, point_gain
 from gates.thresholds import QuantizationVerified
@@ -14,8 +18,57 @@ from gates.verdict import Check, at_least, at_most, below, equals, is_true, limi
 SIXTEEN_BITS = frozenset({"f16", "bf16"})
 """Types that store every weight in full: another container, not a smaller model."""
 
+Wanted = GgufType | Literal["smallest"]
+"""The type that is to ship: one by name, or the smallest that is good enough."""
+
 CONTAINER_SLACK = 1.1
 """How much larger than the merged model such a file may be, for its vocabulary and padding."""
+
+
+def shipped(
+    tuned: EvalReport, quantized: QuantReport, thresholds: QuantizationVerified, wanted: Wanted = "smallest"
+) -> QuantizedFile | None:
+    """Return the file that ships: the smallest that is good enough, or the named one if it is.
+
+    Args:
+        tuned: The merged model's evaluation.
+        quantized: The files made of it; those measured so far are enough.
+        thresholds: The limits.
+        wanted: The type that is to ship.
+
+    Returns:
+        The file, or None if none may ship.
+    """
+    for file in ladder(quantized.files):
+        if wanted in ("smallest", file.type) and _may_ship(file, tuned, quantized, thresholds):
+            return file
+    return None
+
+
+def judged(
+    tuned: EvalReport, quantized: QuantReport, thresholds: QuantizationVerified, wanted: Wanted = "smallest"
+) -> QuantizedFile | None:
+    """Return the file whose numbers decide: the one that ships, else the named one, else the most faithful.
+
+    None only if there is no file, or not the named one.
+    """
+    found = shipped(tuned, quantized, thresholds, wanted)
+    if found is not None:
+        return found
+    asked = [file for file in ladder(quantized.files) if wanted in ("smallest", file.type)]
+    return asked[-1] if asked else None
+
+
+def ladder(files: Sequence[QuantizedFile]) -> list[QuantizedFile]:
+    """Sort files from small to large by their real bytes."""
+    return sorted(files, key=lambda file: (file.bytes, file.type))
+
+
+def _may_ship(
+    file: QuantizedFile, tuned: EvalReport, quantized: QuantReport, thresholds: QuantizationVerified
+) -> bool:
+    evidence = [*sound(file), *paired(file, tuned)]
+    return all_hold([*evidence, *good_enough(file, tuned, quantized.merged_bytes, thresholds)])
 
 
 def sound(file: QuantizedFile) -> list[Check]:
@@ -112,10 +165,11 @@ def _retained(file: QuantizedFile, merged: EvalReport, thresholds: QuantizationV
         # One right answer is the floor, so it acts only on resamples that drew none at all.
         unit = Unit("relative", min(merged.value, 1 / merged.n))
         gain = gain_interval(Pair(metric, merged, scored), unit)
-        upper, ends = -gain.low, f"{-gain.high:.3f} to {-gain.low:.3f}"
+        upper, ends = 0.0 - gain.low, f"{0.0 - gain.high:.3f} to {0.0 - gain.low:.3f}"
     if merged.value > 0 and scored.metric == metric:
         lost = point_gain(metric, merged.value, scored.value, Unit("relative", 0.0))
-        drop = None if lost is None else -lost
+        # Adding zero turns -0.0 into 0.
+        drop = None if lost is None else 0.0 - lost
     told = f"{metric} {merged.value:.3f} to {scored.value:.3f} on {scored.n} examples"
     return [
         limit(at_most(f"{label} drop", drop, thresholds.max_drop, f"{told}; {_told_flips(file)}")),

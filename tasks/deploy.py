@@ -49,6 +49,9 @@ class Story(Frozen):
     ingest: IngestReport
     split: SplitReport
     baseline: EvalReport
+    """The base, asked in the way that the gate compared with."""
+    arms: tuple[EvalReport, ...]
+    """The base in every way it was asked."""
     tuned: EvalReport
     trained: TrainReport
     quantized: QuantReport
@@ -84,16 +87,16 @@ def deploy(
     merged: Checkpoint,
     splits: Splits,
     story: Story,
+    chosen: QuantizedFile,
     config: DeploymentConfig,
     name: str,
     verdicts: list[str],
     template: ChatTemplateName,
 ) -> Outcome:
-    """Run the chosen file once, write card, API page and Modelfile, and bundle them with it."""
+    """Run the file that the gate chose once, write card, API page and Modelfile, and bundle them with it."""
     from core.deployment.bundle import BundleContents, Provenance, write_bundle
 
     quantized.verified(), merged.verified(), splits.verified()
-    chosen = choose(story.quantized, config)
     gguf = context.workspace.root / chosen.path
     context.watcher.advanced("deploy", 0, 3, f"starting {gguf.name}")
     examples = real_answers(context, chosen)
@@ -131,13 +134,6 @@ def deploy(
     note = f"{gguf.name}, {chosen.bytes / 1e6:.1f} MB, {smoke.tokens_per_second:.0f} tokens/s"
     outputs = (context.workspace.candidate, *docs)
     return Outcome(Deployed(artifact=Bundle.of(context.workspace.candidate), report=report), outputs, note)
-
-
-def choose(report: QuantReport, config: DeploymentConfig) -> QuantizedFile:
-    """Pick the file to ship: the named type, or the smallest."""
-    if config.format == "smallest":
-        return min(report.files, key=lambda file: file.bytes)
-    return next(file for file in report.files if file.type == config.format)
 
 
 def real_answers(context: RunContext, chosen: QuantizedFile) -> list["Example"]:
@@ -207,6 +203,7 @@ def card_facts(
         training=story.training,
         trained=story.trained,
         baseline=story.baseline,
+        arms=story.arms,
         tuned=story.tuned,
         shipped=chosen.evaluation,
         gguf_type=chosen.type,

@@ -27,6 +27,8 @@ class GateRecord(Frozen):
     """Comparisons of candidates that were not chosen; they decide nothing."""
     evidence: dict[str, str]
     """Digest of every file the verdict was drawn from, by path in the workspace."""
+    hints: tuple[str, ...] = ()
+    """What to change if it is closed; none for a gate that is open."""
     waiver: dict[str, str] | None = None
     """reason, by, at."""
 

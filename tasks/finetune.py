@@ -1,6 +1,6 @@
 """Finetune: train an adapter on the training split and fold it into the base."""
 
-import gc
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from core.artifacts import Checkpoint, PhaseResult, Splits, file_digest, path_digest, write_json, write_jsonl
 from core.data.config import ChatTemplateName
 from core.models.config import LoraConfig, ModelConfig
+from core.models.frameworks import prepare_framework
 from core.sinks import Fanout
 from core.training.config import SaveConfig, TrainingConfig
 from core.training.reports import EvalLoss, TrainReport
@@ -20,7 +21,9 @@ from tasks.phase import Outcome, phase
 
 if TYPE_CHECKING:
     from core.data.chat import ChatTokenizer
-    from core.training.sft import SftInputs, Tuned
+    from core.models.merging import MergeErrors
+    from core.training.rows import SftInputs
+    from core.training.sft import Tuned
 
 
 class Finetuned(PhaseResult[Checkpoint, TrainReport]):
@@ -30,15 +33,21 @@ class Finetuned(PhaseResult[Checkpoint, TrainReport]):
 ENGINES = ("torch", "transformers", "tokenizers", "peft", "bitsandbytes", "accelerate")
 READS = (
     "core.kernels",
-    "core.models.adapters",
-    "core.models.seed",
+    "core.models",
     "core.sinks",
     "core.training.checkpoints",
+    "core.training.head",
+    "core.training.hints",
     "core.training.language",
     "core.training.loop",
+    "core.training.lora_analysis",
+    "core.training.memory",
+    "core.training.meter",
     "core.training.optim",
+    "core.training.rows",
     "core.training.sft",
     "core.training.status",
+    "core.training.stopping",
     *CHAT,
 )
 
@@ -63,6 +72,8 @@ def _finetune(
     save: SaveConfig,
     template: ChatTemplateName,
 ) -> Outcome:
+    # Unsloth wants to be imported before what it edits.
+    prepare_framework(model)
     base.verified(), splits.verified()
     root = context.workspace.root
     adapter, merged = root / save.lora_path, root / save.merged_path
@@ -70,13 +81,13 @@ def _finetune(
     track_reads(context, splits, "train", "val")
     tuned = train(context, key, base, prepared, model, lora, training, adapter)
     context.watcher.advanced("finetune", tuned.plan.total_steps, tuned.plan.total_steps, "merging")
-    merge_error = fold(base, adapter, merged, prepared)
-    report = make_report(base, splits, adapter, merged, prepared, tuned, merge_error)
+    errors = fold(base, adapter, merged, prepared)
+    report = make_report(base, splits, adapter, merged, prepared, tuned, errors)
     stats = write_stats(context, report, model)
+    matrices = write_analysis(context, adapter, lora)
     write_curve(context.workspace.curve, tuned)
-    outputs = (adapter, merged, stats, context.workspace.curve)
-    note = f"loss {report.first_loss:.3f} to {report.final_loss:.3f} in {report.steps} steps"
-    return Outcome(Finetuned(artifact=Checkpoint.of(merged), report=report), outputs, note)
+    outputs = (adapter, merged, stats, matrices, context.workspace.curve)
+    return Outcome(Finetuned(artifact=Checkpoint.of(merged), report=report), outputs, told(report))
 
 
 finetune = _finetune
@@ -87,13 +98,15 @@ def prepare(
 ) -> Prepared:
     """Tokenize train and val with the base's chat template, once; only assistant tokens carry loss."""
     from core.data.examples import encode_file
-    from core.training.sft import SftInputs
+    from core.training.rows import SftInputs
 
     chat = chat_tokenizer(base, template)
     train = encode_file(splits.train, chat, model.max_seq_length, cache=cache)
     val = encode_file(splits.val, chat, model.max_seq_length, cache=cache)
     return Prepared(
-        SftInputs(train.examples, val.examples, chat.pad_id), train.shortened + train.dropped, chat
+        SftInputs(train.examples, val.examples, chat.pad_id, model.max_seq_length),
+        train.shortened + train.dropped,
+        chat,
     )
 
 
@@ -111,11 +124,14 @@ def train(
     from core.models.adapters import attach
     from core.models.loading import load_model
     from core.training.checkpoints import discard_finished
+    from core.training.memory import free_memory
+    from core.training.rows import Rows
     from core.training.sft import finetune as run
     from core.training.sft import plan_steps, save_adapter
     from core.training.status import TrainingLog, TrainingStatus
 
-    plan = plan_steps(len(prepared.inputs.train), training)
+    rows = Rows(prepared.inputs, training)
+    plan = plan_steps(len(rows), training)
     epochs = plan.total_steps / plan.steps_per_epoch
     status = TrainingStatus(
         context.workspace.status, total_steps=plan.total_steps, total_epochs=round(epochs, 3)
@@ -135,10 +151,11 @@ def train(
             sink=Fanout(status, TrainingLog(context.workspace.training_log), WatcherSink(context, plan.total_steps)),
             on_checkpoint=status.checkpointed,
             on_start=lambda progress: status.resumed(progress.step),
+            rows=rows,
         )  # fmt: skip
         save_adapter(adapted, adapter)
     del adapted
-    gc.collect()
+    free_memory()
     return tuned
 
 
@@ -154,21 +171,24 @@ class WatcherSink:
         if self.context.phase_run:
             self.context.phase_run.log(step, metrics)
         self.context.watcher.measured("finetune", step, metrics)
+        if "shrinks" in metrics:
+            text = f"memory ran out: {metrics['micro_batch']:.0f} rows at a time from now on, the same mathematics"
+            self.context.watcher.advanced("finetune", step, self.total, text)
         if "loss" in metrics:
             self.context.watcher.advanced("finetune", step, self.total, f"loss {metrics['loss']:.3f}")
 
 
-def fold(base: Checkpoint, adapter: Path, merged: Path, prepared: Prepared) -> float:
-    """Merge into the full-precision base, save as one folder, return the largest logit change."""
+def fold(base: Checkpoint, adapter: Path, merged: Path, prepared: Prepared) -> "MergeErrors":
+    """Merge into the full-precision base, save as one folder, return what that changed."""
     import torch
 
     from core.artifacts import atomic_path
-    from core.models.adapters import merge
     from core.models.loading import load_folder
+    from core.models.merging import fold as fold_adapter
 
     model = load_folder(base.path)
     probe = torch.tensor([prepared.inputs.train[0].input_ids], device=model.device)
-    folded, error = merge(model, adapter, probe)
+    folded, errors = fold_adapter(model, adapter, probe)
     chat = prepared.chat
     # What was trained is what must be served: this template, and an end at these tokens.
     chat.tokenizer.chat_template = chat.serving_template
@@ -176,7 +196,7 @@ def fold(base: Checkpoint, adapter: Path, merged: Path, prepared: Prepared) -> f
     with atomic_path(merged) as part:
         folded.save_pretrained(part, safe_serialization=True)
         chat.tokenizer.save_pretrained(part)
-    return error
+    return errors
 
 
 def make_report(
@@ -186,7 +206,7 @@ def make_report(
     merged: Path,
     prepared: Prepared,
     tuned: "Tuned",
-    error: float,
+    errors: "MergeErrors",
 ) -> TrainReport:
     """Put the numbers of training together."""
     losses = tuned.progress.losses
@@ -208,7 +228,17 @@ def make_report(
         eval_losses=tuple(EvalLoss(step=step, loss=loss) for step, loss in tuned.progress.eval_losses),
         trainable_parameters=tuned.trainable_parameters,
         parameters=tuned.parameters,
-        merge_error=error,
+        merge_error=errors.logits,
+        unmerge_error=errors.unmerge,
+        kept_step=tuned.kept_step,
+        stopped_early=tuned.progress.stopped_early,
+        micro_batch=tuned.micro_batch,
+        accumulation=tuned.accumulation,
+        shrinks=tuned.progress.shrinks,
+        peak_memory_bytes=tuned.peak_memory,
+        tokens_per_second=round(tuned.tokens_per_second, 3),
+        framework=tuned.framework,
+        base_format=tuned.base_format,
         seconds=round(tuned.seconds, 3),
         device=tuned.device,
         error=None,
@@ -223,6 +253,26 @@ def write_stats(context: RunContext, report: TrainReport, model: ModelConfig) ->
         "completed_at": datetime.now(UTC).isoformat(timespec="seconds"), **report.model_dump(mode="json"),
     }  # fmt: skip
     return write_json(context.workspace.training_stats, stats)
+
+
+def write_analysis(context: RunContext, adapter: Path, lora: LoraConfig) -> Path:
+    """Write ``metrics/lora.json``: what every layer of the adapter learned."""
+    from core.training.lora_analysis import analyse_adapter
+
+    scale = lora.lora_alpha / (math.sqrt(lora.r) if lora.use_rslora else lora.r)
+    return write_json(context.workspace.metrics / "lora.json", analyse_adapter(adapter, scale))
+
+
+def told(report: TrainReport) -> str:
+    """Say in one line how training went."""
+    line = f"loss {report.first_loss:.3f} to {report.final_loss:.3f} in {report.steps} steps"
+    if report.stopped_early:
+        line += f" of {report.total_steps}, stopped early"
+    if report.kept_step != report.steps:
+        line += f", kept step {report.kept_step}"
+    if report.shrinks:
+        line += f", {report.micro_batch} rows at a time after memory ran out"
+    return line
 
 
 def write_curve(target: Path, tuned: "Tuned") -> None:

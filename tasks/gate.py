@@ -2,6 +2,7 @@
 
 import getpass
 import os
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from core.artifacts import write_json
@@ -11,10 +12,14 @@ from tasks.context import RunContext, current
 from tasks.events import GateRecord, GateStatus
 
 
-def through(verdict: Verdict) -> GateRecord:
+def through(verdict: Verdict, advice: Sequence[str] = ()) -> GateRecord:
     """Record a verdict and pass, or stop.
 
     Gates are judged anew in every run; only phases are reused.
+
+    Args:
+        verdict: What the gate says.
+        advice: What to change if it is closed.
 
     Returns:
         The record as written to ``gates/<name>.json``.
@@ -24,11 +29,14 @@ def through(verdict: Verdict) -> GateRecord:
     """
     context = current()
     waiver = find_waiver(context.gates, verdict)
-    record = make_record(context, verdict, waiver)
+    record = make_record(context, verdict, waiver, () if verdict.passed else tuple(advice))
     write_json(context.workspace.gate(verdict.gate), record)
     context.judged.append(record)
     context.tracker.gate(
-        verdict.gate, record.status, observed((*verdict.tried, *verdict.checks)), waiver.reason if waiver else None
+        verdict.gate,
+        record.status,
+        observed((*verdict.tried, *verdict.checks)),
+        waiver.reason if waiver else None,
     )
     context.watcher.judged(record, verdict)
     if record.status == "blocked":
@@ -48,8 +56,10 @@ def find_waiver(gates: GatesConfig, verdict: Verdict) -> Waiver | None:
     return next((waiver for waiver in gates.waivers if waiver.gate == verdict.gate), None)
 
 
-def make_record(context: RunContext, verdict: Verdict, waiver: Waiver | None) -> GateRecord:
-    """Put a verdict, its evidence and its waiver into one record."""
+def make_record(
+    context: RunContext, verdict: Verdict, waiver: Waiver | None, hints: tuple[str, ...] = ()
+) -> GateRecord:
+    """Put a verdict, its evidence, its waiver and what may help into one record."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     status: GateStatus = "passed" if verdict.passed else "waived" if waiver else "blocked"
     return GateRecord(
@@ -61,6 +71,7 @@ def make_record(context: RunContext, verdict: Verdict, waiver: Waiver | None) ->
         checked_at=now,
         summary=verdict.summary,
         evidence=dict(context.evidence),
+        hints=hints,
         waiver={"reason": waiver.reason, "by": person(), "at": now} if waiver else None,
     )
 

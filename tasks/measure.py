@@ -1,68 +1,178 @@
-"""What baseline and evaluate share: ask a PyTorch model the test questions and keep every answer."""
+"""What baseline and evaluate share: ask a PyTorch model the test questions, and what else is asked of it."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from core.artifacts import Evaluation, PhaseResult, Splits, write_json, write_jsonl
+from core.artifacts import Splits, path_digest, write_jsonl
 from core.data.config import ChatTemplateName
 from core.evaluation.config import EvaluationConfig
-from core.evaluation.reports import EvalReport
+from core.evaluation.reports import EvalReport, Suite
 from tasks.chat_tokens import READS as CHAT
 from tasks.chat_tokens import chat_tokenizer
-from tasks.context import RunContext
-from tasks.data_figures import track_reads
-from tasks.phase import Outcome
-from tasks.scores import headed
+from tasks.context import RunContext, current
 from tasks.uses import use_test_set
 
-READS = (
-    "core.evaluation.evaluate",
-    "core.evaluation.generation",
-    "core.evaluation.graders",
-    "core.evaluation.statistics",
-    "tasks.measure",
-    "tasks.scores",
-    *CHAT,
-)
+if TYPE_CHECKING:
+    from core.evaluation.evaluate import Ask
+    from core.evaluation.generation import TorchResponder
+    from core.evaluation.metrics import Tools
+
+READS = ("core.evaluation", "core.models", "tasks.measure", "tasks.scores", *CHAT)
 ENGINES = ("torch", "transformers", "tokenizers")
 
+Files = dict[str, str]
+"""Digest of every file of the user's that decides a score, by the key that names it."""
 
-class Measured(PhaseResult[Evaluation, EvalReport]):
-    """The scores of one model."""
+
+class Examinee(NamedTuple):
+    """A loaded model, and what its answers depend on."""
+
+    phase: str
+    model: "TorchResponder"
+    digest: str
+    splits: Splits
+    config: EvaluationConfig
 
 
-def measure(
-    context: RunContext,
+class Graded(NamedTuple):
+    """A report, and one row per example for people to read."""
+
+    report: EvalReport
+    rows: list[dict[str, Any]]
+
+    @property
+    def note(self) -> str:
+        """The primary metric in a few words."""
+        value = self.report.metrics[self.report.metric]
+        return f"{self.report.metric} {value.value:.3f} [{value.low:.3f}, {value.high:.3f}], n={value.n}"
+
+
+def files_of(config: EvaluationConfig) -> Files:
+    """Digest the files that settings point to: graders, everyday questions, an encoder's folder.
+
+    They belong to a phase's inputs, so that editing a grader measures anew.
+    """
+    from core.evaluation.general import SHIPPED
+
+    base = current().base
+    named = {
+        f"graders.{name}": (grader.path or "").rpartition(":")[0] for name, grader in config.graders.items()
+    }
+    if config.general.enabled:
+        named["general"] = config.general.path or str(SHIPPED)
+    if "similarity" in config.metrics:
+        named["encoder"] = config.encoder.model or ""
+    found = {key: base / path for key, path in named.items() if path}
+    return {key: path_digest(path) for key, path in sorted(found.items()) if path.exists()}
+
+
+def examinee(
     phase: str,
-    arm: str,
     folder: Path,
     digest: str,
     splits: Splits,
     config: EvaluationConfig,
     template: ChatTemplateName,
-) -> Outcome:
-    """Evaluate a model folder on the test split and write its scores and answers."""
-    from core.evaluation.evaluate import evaluate
+) -> Examinee:
+    """Load a model folder once for everything that it will be asked."""
     from core.evaluation.generation import TorchResponder
+    from core.evaluation.metrics import check_metrics
     from core.models.loading import load_folder
 
-    splits.verified()
-    track_reads(context, splits, "test")
-    model = load_folder(folder)
+    check_metrics(config, current().base)
+    model = TorchResponder(load_folder(folder), chat_tokenizer(folder, template), config.batch_size)
+    return Examinee(phase, model, digest, splits, config)
+
+
+def ask_test_set(context: RunContext, one: Examinee, arm: str, ask: "Ask") -> Graded:
+    """Ask every test question in one way, and grade the answers."""
+    from core.evaluation.evaluate import evaluate
+
     result = evaluate(
-        TorchResponder(model, chat_tokenizer(folder, template), config.batch_size),
-        splits.test,
-        config,
+        one.model,
+        one.splits.test,
+        one.config,
         arm=arm,
-        model_digest=digest,
+        model_digest=one.digest,
         clock=time.monotonic,
-        tick=lambda done, total: context.watcher.advanced(phase, done, total, "questions"),
+        tick=_tick(context, one.phase, f"questions, {arm}"),
+        ask=ask,
+        tools=tools_for(context, one.phase, arm),
     )
-    use_test_set(result.report.split_digest, phase, arm)
-    name = "baseline" if arm == "baseline" else "evaluation"
-    scores = write_json(context.workspace.metrics / f"{name}.json", headed(result.report))
-    answers = context.workspace.metrics / f"{name}-answers.jsonl"
-    write_jsonl(answers, result.rows)
-    value = result.report.metrics[config.primary_metric]
-    note = f"{config.primary_metric} {value.value:.3f} [{value.low:.3f}, {value.high:.3f}], n={value.n}"
-    return Outcome(Measured(artifact=Evaluation.of(answers), report=result.report), (scores, answers), note)
+    use_test_set(result.report.split_digest, one.phase, arm)
+    return Graded(result.report, result.rows)
+
+
+def ask_more(context: RunContext, one: Examinee, graded: Graded, ask: "Ask") -> Graded:
+    """Add what is asked beside the test set: everyday knowledge, public benchmarks, sampled answers."""
+    extras: dict[str, Any] = {"suites": tuple(_suites(context, one))}
+    if one.config.diversity.samples:
+        extras["diversity"] = _diversity(context, one, ask)
+    return graded._replace(report=graded.report.model_copy(update=extras))
+
+
+def write_answers(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Keep what a model answered, with its scores in every metric."""
+    write_jsonl(path, rows)
+    return path
+
+
+def tools_for(context: RunContext, phase: str, arm: str) -> "Tools":
+    """Return what some metrics need beside the answers: the config's folder, the judge's key, a place for verdicts."""
+    from core.evaluation.metrics import Tools
+
+    key = context.judge_key
+    return Tools(
+        base=context.base,
+        judge_key=key.get_secret_value() if key else None,
+        verdicts=context.workspace.private / "verdicts.jsonl",
+        tick=_tick(context, phase, f"references read, {arm}"),
+    )
+
+
+def _tick(context: RunContext, phase: str, what: str) -> Callable[[int, int], None]:
+    return lambda done, total: context.watcher.advanced(phase, done, total, what)
+
+
+def _suites(context: RunContext, one: Examinee) -> list[Suite]:
+    from core.evaluation.general import general, read_choices
+
+    config, found = one.config, []
+    if config.general.enabled:
+        path = context.base / config.general.path if config.general.path else None
+        found.append(
+            general(
+                one.model,
+                read_choices(path),
+                resamples=config.resamples,
+                confidence=config.confidence,
+                seed=config.seed,
+                tick=_tick(context, one.phase, "everyday answers weighed"),
+            )
+        )
+    return found
+
+
+def _diversity(context: RunContext, one: Examinee, ask: "Ask") -> Any:
+    from core.evaluation.diversity import sampled_diversity
+    from core.evaluation.metrics import right_answer
+    from core.evaluation.questions import read_questions
+
+    config = one.config
+    return sampled_diversity(
+        one.model,
+        read_questions(one.splits.test, config.max_examples),
+        right_answer(config, context.base),
+        config,
+        ask=ask,
+        encoder=_encoder(config),
+        tick=_tick(context, one.phase, "questions sampled"),
+    )
+
+
+def _encoder(config: EvaluationConfig) -> Any:
+    from core.evaluation.similarity import load_encoder
+
+    return load_encoder(config.encoder.model, config.encoder.device) if config.encoder.model else None

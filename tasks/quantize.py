@@ -1,11 +1,8 @@
-"""Quantize: make GGUF files from the merged model, and examine each as the file it is."""
+"""Quantize: make files from the merged model, and examine each as the file it is, from small to large."""
 
-import shutil
-import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from core.artifacts import (
     Checkpoint,
@@ -13,32 +10,47 @@ from core.artifacts import (
     PhaseResult,
     Quantized,
     Splits,
-    file_digest,
     path_digest,
-    read_jsonl,
-    write_json,
+    scratch_beside,
     write_jsonl,
 )
-from core.data.records import Message
+from core.config import Frozen
 from core.evaluation.config import EvaluationConfig
-from core.quantization.config import GgufType
+from core.evaluation.reports import EvalReport
+from core.quantization.config import QuantizationConfig
 from core.quantization.reports import QuantizedFile, QuantReport
-from tasks.chat_tokens import chat_tokenizer
+from gates.rungs import Wanted, shipped
+from gates.thresholds import QuantizationVerified
 from tasks.context import RunContext
 from tasks.data_figures import track_reads
+from tasks.gguf_files import Written, write_files
+from tasks.ladder import Bench, Rows, examine, measure_parity, set_up
 from tasks.phase import Outcome, phase
-from tasks.scores import headed
-from tasks.uses import use_test_set
-
-Prepare = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
-"""Turns of a row in, turns for the file's own template out."""
 
 
 class QuantizedModels(PhaseResult[Quantized, QuantReport]):
     """The folder of GGUF files and how each of them scored."""
 
 
-ENGINES = ("gguf", "llama-cpp-python", "numpy")
+class Enough(Frozen):
+    """When to stop climbing the ladder: once a file may ship by these limits."""
+
+    tuned: EvalReport
+    """The merged model's evaluation; its answers are an input of the phase, so it need not be in the key twice."""
+    limits: QuantizationVerified
+    wanted: Wanted
+
+    not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"tuned"})
+
+
+def enough_for(
+    settings: QuantizationConfig, tuned: EvalReport, limits: QuantizationVerified, wanted: Wanted
+) -> Enough | None:
+    """Say when to stop; None measures every file, so that no limit is part of the phase's key."""
+    return Enough(tuned=tuned, limits=limits, wanted=wanted) if settings.measure == "until_good" else None
+
+
+ENGINES = ("gguf", "llama-cpp-python", "numpy", "torch", "transformers")
 READS = (
     "core.data.chat",
     "core.data.examples",
@@ -47,14 +59,14 @@ READS = (
     "core.data.templates",
     "core.data.batches",
     "core.data.token_store",
-    "core.models.loading",
-    "tasks.chat_tokens",
+    "core.models",
     "core.deployment.gguf",
     "core.deployment.llama",
     "core.quantization",
-    "core.evaluation.evaluate",
-    "core.evaluation.graders",
-    "core.evaluation.statistics",
+    "core.evaluation",
+    "tasks.chat_tokens",
+    "tasks.gguf_files",
+    "tasks.ladder",
 )
 
 
@@ -65,129 +77,84 @@ def quantize(
     merged: Checkpoint,
     scored: Evaluation,
     splits: Splits,
-    formats: tuple[GgufType, ...],
+    settings: QuantizationConfig,
     config: EvaluationConfig,
+    enough: Enough | None,
     gguf_path: str,
     name: str,
 ) -> Outcome:
-    """Convert once to 16 bit, quantize from it, and ask every file the same test questions."""
+    """Convert once to 16 bit, quantize from it, and ask the files the same test questions, smallest first."""
     merged.verified(), splits.verified()
     track_reads(context, splits, "test")
     target = context.workspace.root / gguf_path
-    reference = [row["prompt_ids"] for row in read_jsonl(scored.verified())]
-    prepare = with_tools(merged.path)
-    write_files(context, merged.path, target, formats, name)
-    files, answers = [], []
-    for kind in formats:
-        measured, rows = examine(
-            context, target / f"model-{kind}.gguf", kind, splits, config, reference, prepare
+    with scratch_beside(target) as work:
+        bench = set_up(merged.path, scored, splits.test, config, settings.parity_examples, work)
+        written = write_files(context, merged.path, splits, target, work, settings, name)
+        parity = measure_parity(context, written.source, bench)
+        report = QuantReport(
+            merged_digest=merged.digest,
+            merged_bytes=sum(p.stat().st_size for p in merged.path.glob("*.safetensors")),
+            parity=parity,
+            source_type=written.source_type,
+            importance_tokens=written.importance_tokens,
+            files=(),
         )
-        files.append(measured)
-        answers.append(write_rows(context, kind, rows))
-    for stale in context.workspace.metrics.glob("quantization-*-answers.jsonl"):
-        if stale not in answers:
-            stale.unlink()
-    report = QuantReport(
-        merged_digest=merged.digest,
-        merged_bytes=sum(p.stat().st_size for p in merged.path.glob("*.safetensors")),
-        files=tuple(files),
-    )
-    scores = write_json(context.workspace.metrics / "quantization.json", headed_files(report))
-    note = " · ".join(f"{f.type} {f.evaluation.value:.3f} ({f.bytes / 1e6:.1f} MB)" for f in files)
+        report, answers = climb(context, report, written, bench, enough)
+    forget_others(context.workspace.metrics, answers)
+    note = " · ".join(f"{f.type} {f.evaluation.value:.3f} ({f.bytes / 1e6:.1f} MB)" for f in report.files)
     result = QuantizedModels(artifact=Quantized(path=target, digest=path_digest(target)), report=report)
-    return Outcome(result, (target, scores, *answers), note)
+    return Outcome(result, (target, *answers), note)
 
 
-def with_tools(merged: Path) -> Prepare:
-    """Return the function that writes tool turns as the model was taught them; others stay as they are."""
-    chat = chat_tokenizer(merged, "chatml")
+def climb(
+    context: RunContext, report: QuantReport, written: Written, bench: Bench, enough: Enough | None
+) -> tuple[QuantReport, list[Path]]:
+    """Examine files from small to large; with ``enough`` stop at the first that may ship.
 
-    def prepare(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        if not any(turn["role"] == "tool" or turn.get("tool_calls") for turn in turns):
-            return turns
-        return chat.template_messages([Message.model_validate(turn) for turn in turns])
+    Returns:
+        The report with the files examined and the types left out, and where each one's answers lie.
+    """
+    answers = []
+    by_size = sorted(written.files, key=lambda kind: (written.files[kind].stat().st_size, kind))
+    for done, kind in enumerate(by_size):
+        measured, rows = examine(context, written.files[kind], kind, bench)
+        answers.append(write_rows(context, kind, rows))
+        report = report.model_copy(update={"files": (*report.files, measured)})
+        log_rung(context, measured)
+        if enough and shipped(enough.tuned, report, enough.limits, enough.wanted):
+            return report.model_copy(update={"skipped": tuple(by_size[done + 1 :])}), answers
+    return report, answers
 
-    return prepare
+
+def log_rung(context: RunContext, file: QuantizedFile) -> None:
+    """Track one file's numbers under its type: a list of files has no place among metrics."""
+    if context.phase_run is not None:
+        context.phase_run.log(0, {f"quantize.{file.type}.{name}": value for name, value in figures(file)})
 
 
-def headed_files(report: QuantReport) -> dict[str, Any]:
-    """Lay the report out for its file: the scores of the smallest file on top, every file below."""
-    smallest = min(report.files, key=lambda file: file.bytes)
-    shown = headed(smallest.evaluation)
-    names = ("metric", "value", "n", "interval", "timestamp", "split_digest", "model_digest", "decoding")
-    return {"type": smallest.type, **{name: shown[name] for name in names}, **report.model_dump(mode="json")}
+def figures(file: QuantizedFile) -> Iterator[tuple[str, float]]:
+    """Yield the numbers that tell files apart."""
+    scored = file.evaluation
+    yield from ((name, metric.value) for name, metric in scored.metrics.items())
+    yield "tokens_per_second", scored.tokens_per_second
+    for name in ("bytes", "prompt_mismatches", "broken", "fixed", "text_agreement", "load_seconds"):
+        if (value := getattr(file, name)) is not None:
+            yield name, float(value)
+    if file.distance is not None:
+        yield "kl", file.distance.kl
+        yield "argmax_agreement", file.distance.argmax_agreement
+        yield "max_logit_difference", file.distance.max_abs
 
 
-def write_rows(context: RunContext, kind: str, rows: list[dict[str, object]]) -> Path:
+def write_rows(context: RunContext, kind: str, rows: Rows) -> Path:
     """Keep what one file answered."""
     path = context.workspace.metrics / f"quantization-{kind}-answers.jsonl"
     write_jsonl(path, rows)
     return path
 
 
-def write_files(
-    context: RunContext, merged: Path, target: Path, formats: tuple[GgufType, ...], name: str
-) -> None:
-    """Write one file per type; the folder ends up holding these and nothing else."""
-    from core.deployment.gguf import write_gguf
-    from core.quantization.gguf import quantize_gguf
-
-    target.mkdir(parents=True, exist_ok=True)
-    wanted = {f"model-{kind}.gguf" for kind in formats}
-    for stale in [p for p in target.glob("*.gguf") if p.name not in wanted]:
-        stale.unlink()
-    work = Path(tempfile.mkdtemp(prefix=".f16.", suffix=".part", dir=target.parent))
-    try:
-        # K-quants are made from 16-bit weights; float32 models lose nothing that 8 bits would keep.
-        half = work / "model-f16.gguf"
-        write_gguf(merged, half, dtype="f16", name=name)
-        for number, kind in enumerate(formats):
-            context.watcher.advanced("quantize", number, len(formats), f"writing {kind}")
-            final = target / f"model-{kind}.gguf"
-            if kind in ("f16", "bf16"):
-                write_gguf(merged, final, dtype=kind, name=name)
-            else:
-                quantize_gguf(half, final, kind, threads=context.threads)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def examine(
-    context: RunContext,
-    path: Path,
-    kind: str,
-    splits: Splits,
-    config: EvaluationConfig,
-    reference: list[list[int]],
-    prepare: Prepare,
-) -> tuple[QuantizedFile, list[dict[str, object]]]:
-    """Run one file through llama.cpp on the test split, with its own tokenizer and template."""
-    from core.deployment.llama import LlamaRuntime
-    from core.deployment.llama.responder import LlamaResponder
-    from core.evaluation.evaluate import evaluate
-
-    longest = max(len(ids) for ids in reference) + config.max_new_tokens + 8
-    digest = file_digest(path)
-    with LlamaRuntime(path, context_length=max(longest, 128), threads=context.threads) as runtime:
-        result = evaluate(
-            LlamaResponder(runtime, prepare),
-            splits.test,
-            config,
-            arm=kind,
-            model_digest=digest,
-            clock=time.monotonic,
-            tick=lambda done, total: context.watcher.advanced("quantize", done, total, f"{kind} questions"),
-        )
-    use_test_set(result.report.split_digest, "quantize", kind)
-    own = [row["prompt_ids"] for row in result.rows]
-    measured = QuantizedFile(
-        type=kind,
-        path=path.relative_to(context.workspace.root).as_posix(),
-        digest=digest,
-        bytes=path.stat().st_size,
-        has_magic=path.open("rb").read(4) == b"GGUF",
-        loads=any(row["answer"] for row in result.rows),
-        prompt_mismatches=sum(a != b for a, b in zip(own, reference, strict=True)),
-        evaluation=result.report,
-    )
-    return measured, result.rows
+def forget_others(metrics: Path, answers: list[Path]) -> None:
+    """Delete answers of files that are no longer made."""
+    for stale in metrics.glob("quantization-*-answers.jsonl"):
+        if stale not in answers:
+            stale.unlink()

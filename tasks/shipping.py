@@ -11,7 +11,7 @@ from typing import Any
 from core.artifacts import file_digest, write_json
 from core.evaluation.reports import EvalReport
 from core.quantization.reports import QuantizedFile, QuantReport
-from gates.quantization_verified import Wanted, judged, ladder
+from gates.rungs import Wanted, judged, ladder
 from gates.thresholds import QuantizationVerified
 from tasks.context import current
 from tasks.scores import headed

@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
 
+from core.data.control_text import ControlText, encode_cut, uncut
 from core.data.records import Conversation, Message
+from core.data.template_probe import (
+    ANSWER,
+    ANSWERED,
+    QUESTION,
+    SYSTEM,
+    Markers,
+    find_markers,
+    find_opening,
+    folded,
+    self_sufficient,
+    writes_bos,
+)
 from core.data.tool_turns import (
     ONE_CALL,
     SEVERAL_CALLS,
@@ -31,7 +44,6 @@ IGNORE_INDEX = -100
 
 # What Jinja and the Python values inside a template raise when it is asked for what it does not know.
 _REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
-_SYSTEM, _QUESTION, _ANSWER = "Probe system text.", "Probe question?", "Probe answer."
 
 
 class Encoded(NamedTuple):
@@ -67,7 +79,8 @@ class ChatTokenizer:
 
     Every sequence starts with exactly one BOS token if the tokenizer has one, whether the
     template, the tokenizer, both or neither add it. Tool turns are written by the template where it
-    can, else as text between ``<tool_call>`` and ``<tool_response>`` marks.
+    can, else as text between ``<tool_call>`` and ``<tool_response>`` marks. The text of a control
+    token inside a message never becomes that token.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", template: str) -> None:
@@ -82,8 +95,15 @@ class ChatTokenizer:
         """
         self.tokenizer = tokenizer
         self.template = template
+        control = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+        control |= set(tokenizer.all_special_tokens)
+        self._control = ControlText(control)
         self.folds_system = not self._takes_system()
         self._suffix, self._eot = self._derive_end_of_turn()
+        self.control_tokens = frozenset({*control, self._eot})
+        """Texts that a message may spell without any effect."""
+        self._control = ControlText(self.control_tokens)
+        self._opening = find_opening(self._write)
         end = tokenizer.convert_tokens_to_ids(self._eot)
         self._eot_id = end if isinstance(end, int) else end[0]
         known = (ONE_CALL, SEVERAL_CALLS, WORDS_AND_CALL)
@@ -101,12 +121,19 @@ class ChatTokenizer:
 
     @property
     def serving_template(self) -> str:
-        """The template to ship: it writes the BOS itself, so that every runtime sees what was trained."""
+        """The template to ship: it does all by itself, so that every runtime sees what was trained."""
         bos = self.tokenizer.bos_token
-        asked = self.render([Message(role="user", content=_QUESTION)], add_generation_prompt=True)
-        if bos is None or asked.startswith(str(bos)):
-            return self.template
-        return "{{ bos_token }}" + self.template
+        return self_sufficient(
+            self.template,
+            adds_bos=bos is not None and not writes_bos(self._write, str(bos)),
+            folds_system=self.folds_system,
+            opening=self._opening,
+        )
+
+    @property
+    def markers(self) -> Markers:
+        """What opens a user turn and an assistant turn."""
+        return find_markers(self._write, self._eot)
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -124,7 +151,8 @@ class ChatTokenizer:
         """Return the text of a conversation as the template writes it.
 
         Where the template refuses or drops system turns, the system text opens the first user turn;
-        where it does so with tool turns, they become text.
+        where it does so with tool turns, they become text. An opened assistant turn includes what
+        the template itself puts before an answer, such as an empty thought.
 
         Args:
             messages: The turns.
@@ -133,7 +161,8 @@ class ChatTokenizer:
         Raises:
             ModelError: If the template refuses the conversation.
         """
-        return self._write(self._spoken(messages), add_generation_prompt)
+        text = self._write(self._spoken(messages), add_generation_prompt)
+        return uncut(text) + self._opening * add_generation_prompt
 
     def template_messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """Return exactly what the template is given, so that another runtime can render the same prompt.
@@ -165,9 +194,7 @@ class ChatTokenizer:
         Returns:
             Token ids, [s].
         """
-        turns = self._spoken(messages)
-        asked = turns[:-1] if turns and turns[-1].role == "assistant" else turns
-        return self._ids(self._write(asked, add_generation_prompt=True))
+        return self._ids(self._prompt(self._spoken(messages)))
 
     def encode(self, conversation: Conversation) -> list[Encoded]:
         """Return the training examples of a conversation; see ``encode_all``."""
@@ -214,9 +241,20 @@ class ChatTokenizer:
             return [_Draft(text, [cut for turn in turns for cut in (turn.start, turn.end)])]
         return [_Draft(turn.text, [turn.start, turn.end]) for turn in turns]
 
+    def _prompt(self, turns: Sequence[Message]) -> str:
+        if not turns or turns[-1].role != "assistant":
+            return self._write(turns, add_generation_prompt=True) + self._opening
+        if not self._opening:
+            return self._write(turns[:-1], add_generation_prompt=True)
+        # Whether an answer has thoughts of its own decides where it starts.
+        turn = self._turn(turns)
+        return turn.text[: turn.start]
+
     def _turn(self, messages: Sequence[Message]) -> _Turn:
         prompt = self._write(messages[:-1], add_generation_prompt=True)
         text = self._write(messages)
+        if text.startswith(prompt + self._opening):
+            prompt += self._opening
         if not text.startswith(prompt) or not text.endswith(self._suffix):
             raise ModelError(
                 "the chat template writes an answer in a way that generation could never produce",
@@ -277,22 +315,26 @@ class ChatTokenizer:
         return self._tokenise([text])[0]
 
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of texts, without added special tokens; as a call of the tokenizer, but on all cores."""
+        """Return the ids of texts, without added special tokens; no token reaches across a cut."""
+        return encode_cut(texts, self._encode)
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        # As a call of the tokenizer, but on all cores.
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = self.tokenizer.split_special_tokens
-        return [item.ids for item in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [item.ids for item in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _spoken(self, messages: Sequence[Message]) -> list[Message]:
         return list(messages) if needs(messages) <= self._writes else flattened(messages)
 
     def _fitting(self, messages: Sequence[Message]) -> list[Message]:
-        return _folded(messages) if self.folds_system else list(messages)
+        return folded(messages) if self.folds_system else list(messages)
 
     def _apply(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         text = self.tokenizer.apply_chat_template(
-            wire(messages),
+            self._control.cut_turns(wire(messages)),
             chat_template=self.template,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
@@ -312,17 +354,16 @@ class ChatTokenizer:
 
     def _takes_system(self) -> bool:
         # Some templates raise on a system turn, others drop it once an answer follows.
-        turns = [Message(role="system", content=_SYSTEM), Message(role="user", content=_QUESTION)]
+        turns = [Message(role="system", content=SYSTEM), Message(role="user", content=QUESTION)]
         try:
             prompt = self._apply(turns, True)
-            text = self._apply([*turns, Message(role="assistant", content=_ANSWER)], False)
+            text = self._apply([*turns, Message(role="assistant", content=ANSWER)], False)
         except TemplateError:
             return False
-        return _SYSTEM in prompt and text.startswith(prompt)
+        return SYSTEM in prompt and text.startswith(prompt)
 
     def _derive_end_of_turn(self) -> tuple[str, str]:
-        turns = [Message(role="user", content=_QUESTION), Message(role="assistant", content=_ANSWER)]
-        _, found, suffix = self._write(turns).rpartition(_ANSWER)
+        _, found, suffix = self._write(ANSWERED).rpartition(ANSWER)
         known = {str(token) for token in self.tokenizer.added_tokens_decoder.values()}
         ends = [token for token in known | set(self.tokenizer.all_special_tokens) if token in suffix]
         if not found or not ends:
@@ -333,13 +374,6 @@ class ChatTokenizer:
             )
         # The first one; of two that start at the same place the longer.
         return suffix, min(ends, key=lambda token: (suffix.index(token), -len(token)))
-
-
-def _folded(messages: Sequence[Message]) -> list[Message]:
-    if len(messages) < 2 or messages[0].role != "system":
-        return list(messages)
-    system, first, *rest = messages
-    return [Message(role=first.role, content=f"{system.content}\n\n{first.content}"), *rest]
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:

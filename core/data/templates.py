@@ -1,7 +1,7 @@
-"""Which chat template a tokenizer speaks: its own, or one of five that ship here."""
+"""Which chat template a tokenizer speaks: its own, or one of those that ship here."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from core.data.config import ChatTemplateName
 from core.errors import ModelError
@@ -11,17 +11,46 @@ if TYPE_CHECKING:
 
 _FOLDER = Path(__file__).parent / "templates"
 _EOS = "eos_token"
-# The tokens that end turns must be single tokens, or a model cannot be stopped by them.
-_NEEDED: dict[ChatTemplateName, tuple[str, ...]] = {
-    "gemma-3": ("<start_of_turn>", "<end_of_turn>"),
-    "llama-3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    "mistral": (_EOS,),
-    "chatml": ("<|im_start|>", "<|im_end|>"),
-    "zephyr": (_EOS,),
+
+
+class _Family(NamedTuple):
+    """What tells that a tokenizer was made for a template."""
+
+    needed: tuple[str, ...]
+    """Tokens that end turns must be single tokens, or a model cannot be stopped by them."""
+    marks: tuple[str, ...]
+    """Tokens that only this family's tokenizers have; the first family that has them all is suggested."""
+    model_types: tuple[str, ...] = ()
+    """What config.json calls models of the family."""
+
+
+_TURNS = ("<|im_start|>", "<|im_end|>")
+_FAMILIES: dict[ChatTemplateName, _Family] = {
+    "gemma-3": _Family(
+        ("<start_of_turn>", "<end_of_turn>"),
+        ("<start_of_turn>", "<end_of_turn>"),
+        ("gemma3", "gemma3_text"),
+    ),
+    "llama-3": _Family(
+        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        ("<|start_header_id|>", "<|eot_id|>"),
+        ("llama",),
+    ),
+    "phi-4": _Family((*_TURNS, "<|im_sep|>"), (*_TURNS, "<|im_sep|>"), ("phi3",)),
+    "qwen3": _Family(_TURNS, (*_TURNS, "<tool_call>", "<think>"), ("qwen3",)),
+    "qwen2.5": _Family(_TURNS, (*_TURNS, "<tool_call>", "<|vision_start|>"), ("qwen2",)),
+    "chatml": _Family(_TURNS, _TURNS),
+    "phi-3": _Family(
+        ("<|user|>", "<|assistant|>", "<|end|>"), ("<|user|>", "<|assistant|>", "<|end|>"), ("phi3",)
+    ),
+    "mistral": _Family((_EOS,), ("[INST]", "[/INST]"), ("mistral",)),
+    "zephyr": _Family((_EOS,), (_EOS,)),
 }
 
 
-def template_for(tokenizer: "PreTrainedTokenizerFast", name: ChatTemplateName) -> str:
+def template_for(
+    tokenizer: "PreTrainedTokenizerFast", name: ChatTemplateName, *, model_type: str | None = None
+) -> str:
     """Return the chat template to use with a tokenizer.
 
     A tokenizer's own template wins: the model has learnt it.
@@ -29,6 +58,7 @@ def template_for(tokenizer: "PreTrainedTokenizerFast", name: ChatTemplateName) -
     Args:
         tokenizer: The base model's tokenizer.
         name: Template for tokenizers that bring none.
+        model_type: What the model's config.json calls it; helps to suggest another template.
 
     Returns:
         Jinja source.
@@ -41,17 +71,30 @@ def template_for(tokenizer: "PreTrainedTokenizerFast", name: ChatTemplateName) -
         own = own.get("default")
     if own:
         return str(own)
-    missing = _missing(tokenizer, name)
+    missing = _missing(tokenizer, _FAMILIES[name].needed)
     if missing:
-        fitting = [other for other in _NEEDED if not _missing(tokenizer, other)]
         raise ModelError(
-            f"the chat template {name} needs {', '.join(missing)}, which the tokenizer does not have",
+            f"the tokenizer brings no chat template, and {name} needs {', '.join(missing)}, which it does not have",
             where="dataset.chat_template",
-            fix=f"choose {' or '.join(fitting)}"
-            if fitting
-            else "choose a base model whose tokenizer has an eos_token",
+            fix=_advice(tokenizer, model_type),
         )
     return shipped(name)
+
+
+def suggest(tokenizer: "PreTrainedTokenizerFast", model_type: str | None = None) -> ChatTemplateName | None:
+    """Return the template a tokenizer was made for, by its tokens; None if none would work.
+
+    Args:
+        tokenizer: Any tokenizer, with or without a template of its own.
+        model_type: What the model's config.json calls it; decides where tokens fit several templates.
+    """
+    fitting = [name for name, family in _FAMILIES.items() if not _missing(tokenizer, family.needed)]
+    made_for = [name for name in fitting if not _missing(tokenizer, _FAMILIES[name].marks)]
+    named = [name for name in made_for if model_type in _FAMILIES[name].model_types]
+    if not named and made_for == ["zephyr"]:
+        # Nothing but an end token: any of the two goes, unless the model says which.
+        named = [name for name in fitting if model_type in _FAMILIES[name].model_types]
+    return next(iter([*named, *made_for]), None)
 
 
 def shipped(name: ChatTemplateName) -> str:
@@ -59,7 +102,17 @@ def shipped(name: ChatTemplateName) -> str:
     return (_FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
 
 
-def _missing(tokenizer: "PreTrainedTokenizerFast", name: ChatTemplateName) -> list[str]:
+def _advice(tokenizer: "PreTrainedTokenizerFast", model_type: str | None) -> str:
+    best = suggest(tokenizer, model_type)
+    if best is None:
+        return "choose a base model whose tokenizer has an eos_token"
+    others = [n for n, f in _FAMILIES.items() if n != best and not _missing(tokenizer, f.needed)]
+    return f"choose {best}, which its tokens fit best" + (
+        f"; {' or '.join(others)} would also work" if others else ""
+    )
+
+
+def _missing(tokenizer: "PreTrainedTokenizerFast", names: tuple[str, ...]) -> list[str]:
     vocabulary = tokenizer.get_vocab()
     has_eos = tokenizer.eos_token is not None
-    return [token for token in _NEEDED[name] if not (has_eos if token == _EOS else token in vocabulary)]
+    return [token for token in names if not (has_eos if token == _EOS else token in vocabulary)]

@@ -48,6 +48,9 @@ class CardFacts(Frozen):
     training: TrainingConfig
     trained: TrainReport
     baseline: EvalReport
+    """The untrained base, asked in the way that the gate compared with."""
+    arms: tuple[EvalReport, ...] = ()
+    """The base in every way it was asked, this one among them."""
     tuned: EvalReport
     shipped: EvalReport
     """Scores of the very GGUF file in the bundle."""

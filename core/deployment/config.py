@@ -12,7 +12,7 @@ class DeploymentConfig(Block):
     """What goes into the bundle and onto its model card."""
 
     format: GgufType | Literal["smallest"] = "smallest"
-    """The GGUF file to ship; smallest takes the smallest one made."""
+    """The GGUF file to ship; smallest takes the smallest one that is good enough."""
     registered_name: str | None = None
     """Name in the model registry; null uses the run's name."""
     alias: str = "champion"

@@ -167,25 +167,35 @@ def _procedure(facts: CardFacts) -> TrainingProcedure:
 
 def _evaluation(facts: CardFacts) -> CardEvaluation:
     before, after = _mean(facts.baseline, "exact_match"), _mean(facts.tuned, "exact_match")
-    gain = after - before if before is not None and after is not None and _comparable(facts) else None
+    surprised, less = _mean(facts.baseline, "perplexity"), _mean(facts.tuned, "perplexity")
+    gained, fallen = _difference(facts, before, after), _difference(facts, less, surprised)
+    nothing = gained is None and fallen is None
     return CardEvaluation(
-        baseline=Scores(factual_accuracy=before),
-        finetuned=TunedScores(factual_accuracy=after),
-        improvement=None if gain is None else Improvement(accuracy_delta=gain),
+        baseline=Scores(factual_accuracy=before, perplexity=surprised),
+        finetuned=TunedScores(factual_accuracy=after, perplexity=less),
+        improvement=None if nothing else Improvement(accuracy_delta=gained, perplexity_reduction=fallen),
         benchmarks=_benchmarks(facts),
     )
+
+
+def _difference(facts: CardFacts, start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None or not _comparable(facts) else end - start
 
 
 def _benchmarks(facts: CardFacts) -> tuple[Benchmark, ...]:
     """List every metric of the trained model, then of the file that is shipped."""
     names = [facts.tuned.metric, *(name for name in facts.tuned.metrics if name != facts.tuned.metric)]
     rows = []
-    for report, note in ((facts.tuned, ""), (facts.shipped, f" ({facts.gguf_type} file)")):
+    for report, what in ((facts.tuned, ""), (facts.shipped, f"{facts.gguf_type} file")):
         for name in names:
             score = _mean(report, name)
             base = _mean(facts.baseline, name) if _comparable(facts) else None
+            # How the base was asked decides how much its score is worth.
+            against = f"base: {facts.baseline.arm}" if base is not None else ""
+            note = "; ".join(text for text in (what, against) if text)
             if score is not None:
-                rows.append(Benchmark(name=name + note, score=score, baseline_score=base))
+                title = f"{name} ({note})" if note else name
+                rows.append(Benchmark(name=title, score=score, baseline_score=base))
     return tuple(rows)
 
 
@@ -224,6 +234,7 @@ def _technical(facts: CardFacts) -> tuple[str, ...]:
         f"{facts.tuned.value:.4f} before quantization.",
         f"The recommended context window is {wanted.context_length} tokens; longer conversations do not fit.",
     ]
+    lines += [*_ways_of_asking(facts), *_beyond_the_test(facts)]
     if facts.trained.truncated:
         lines.append(
             f"{facts.trained.truncated} of {facts.trained.samples} training examples were longer than "
@@ -237,6 +248,27 @@ def _technical(facts: CardFacts) -> tuple[str, ...]:
             f"{wanted.temperature:g} answers vary and may be worse."
         )
     return tuple(lines)
+
+
+def _ways_of_asking(facts: CardFacts) -> list[str]:
+    if len(facts.arms) < 2:
+        return []
+    told = ", ".join(f"{arm.arm} {arm.value:.4f}" for arm in facts.arms)
+    metric = facts.baseline.metric
+    return [
+        f"The base model was asked in {len(facts.arms)} ways ({metric}: {told}); compared is {facts.baseline.arm}."
+    ]
+
+
+def _beyond_the_test(facts: CardFacts) -> list[str]:
+    """Say what became of everything else the base was asked."""
+    before = {suite.name: suite for arm in reversed(facts.arms) for suite in arm.suites}
+    return [
+        f"{suite.name}, {suite.n} questions apart from the test split: {suite.metric} {suite.value:.4f}, and "
+        f"{before[suite.name].value:.4f} before training."
+        for suite in facts.tuned.suites
+        if suite.name in before and before[suite.name].digest == suite.digest
+    ]
 
 
 def _uncertainty(report: EvalReport) -> str:

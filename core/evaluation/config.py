@@ -124,7 +124,7 @@ class EvaluationConfig(Block):
     general: GeneralConfig = GeneralConfig()
     """The look at what was forgotten."""
     encoder: EncoderConfig = EncoderConfig()
-    """The encoder behind the metric similarity."""
+    """Which encoder compares meanings, and where it computes."""
     judge: JudgeConfig = JudgeConfig()
     """The model behind the metric judge."""
     diversity: DiversityConfig = DiversityConfig()

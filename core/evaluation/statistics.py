@@ -278,17 +278,3 @@ def _bootstrap(
         rng=np.random.default_rng(seed % 2**64),
     ).confidence_interval
     return Interval(value, float(ends.low), float(ends.high))
-
-
-def paired_effect(improvements: Sequence[float]) -> float | None:
-    """Return Cohen's d of paired samples: mean improvement over its standard deviation.
-
-    Args:
-        improvements: How much better each example became.
-
-    Returns:
-        None where every example changed by the same amount: a mean has no unit there.
-    """
-    changes = _array(improvements)
-    spread = float(changes.std(ddof=1)) if changes.size > 1 else 0.0
-    return float(changes.mean()) / spread if spread > 1e-12 else None

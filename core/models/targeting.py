@@ -20,11 +20,18 @@ def targets(config: LoraConfig, model: PreTrainedModel) -> list[str]:
     that name.
 
     Raises:
-        ConfigError: If a named layer is not in the model, or none is left: a run never adapts less than asked.
+        ConfigError: If a named layer is no linear layer of the model, or none is left: a run never adapts
+            less than asked. Or if it is an output head that shares its weights with the input embedding.
     """
     linears = sorted(linear_names(model, with_other_senses=config.finetune_vision_layers))
-    present = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    chosen, absent = match_targets(config, linears, present)
+    head = _head_name(model)
+    chosen, absent = match_targets(config, linears, {*linears, *([head] if head else [])})
+    if head in chosen and getattr(model.config.get_text_config(), "tie_word_embeddings", False):
+        raise ConfigError(
+            f"{head} shares its weights with the input embedding, so an adapter on it cannot be folded in",
+            where="lora.target_modules",
+            fix=f"leave {head} out",
+        )
     if absent or not chosen:
         named = ", ".join(absent) or "(none left by the finetune_* switches)"
         raise ConfigError(
@@ -45,6 +52,11 @@ def linear_names(model: nn.Module, *, with_other_senses: bool = True) -> set[str
         and module is not head
         and (with_other_senses or not re.fullmatch(OTHER_SENSES, name))
     } - {"lm_head"}
+
+
+def _head_name(model: nn.Module) -> str | None:
+    head = output_head(model)
+    return next((name.rsplit(".", 1)[-1] for name, module in model.named_modules() if module is head), None)
 
 
 def output_head(model: nn.Module) -> nn.Module | None:

@@ -4,6 +4,7 @@ They are computed once and kept in files beside the work, because a vocabulary o
 position a megabyte.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +23,8 @@ ROOM = 1 << 30
 MOST_POSITIONS = 96
 """Most positions of one passage; the first answer tokens, and as many prompt tokens before them as are left."""
 FEWEST_POSITIONS = 8
+ROOMY = 1.2
+"""Memory that must be free for each byte of weights: activations and logits come on top."""
 
 
 class Passage(NamedTuple):
@@ -121,3 +124,35 @@ def model_logits(model: "PreTrainedModel") -> Compute:
         return np.asarray(logits.float().cpu().numpy())
 
     return compute
+
+
+def load_reference(folder: Path) -> "PreTrainedModel":
+    """Load the merged model in float32, so that only the files round.
+
+    A GPU without room for float32 leaves the work to the processor; where that has none either, bfloat16 on
+    whichever there is must do, and rounds about as much as a bf16 file.
+    """
+    import psutil
+    import torch
+
+    from core.models.devices import pick_device
+    from core.models.hf import read_weights
+
+    needed = ROOMY * _float32_bytes(folder)
+    cpu, here = torch.device("cpu"), pick_device()
+    fits_gpu = here.type == "cuda" and torch.cuda.mem_get_info()[0] > needed
+    fits_memory = psutil.virtual_memory().available > needed
+    device = here if fits_gpu or not fits_memory else cpu
+    dtype = torch.float32 if fits_gpu or fits_memory else torch.bfloat16
+    model: PreTrainedModel = read_weights(str(folder), device, dtype)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def _float32_bytes(folder: Path) -> int:
+    from safetensors import safe_open
+
+    total = 0
+    for shard in folder.glob("*.safetensors"):
+        with safe_open(str(shard), framework="pt") as weights:
+            total += sum(4 * math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    return total

@@ -46,8 +46,9 @@ class TrainingCheckpoints:
         """Store the state after ``progress.step`` steps and drop older ones."""
         with atomic_path(self.folder / f"{PREFIX}{progress.step}") as part:
             self._write_tensors(part)
-            parts = {"optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": self.scaler}
-            torch.save({k: v.state_dict() for k, v in parts.items() if v is not None}, part / STATE)
+            state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+            scale = {"scaler": self.scaler.state_dict()} if self.scaler else {}
+            torch.save(state | scale, part / STATE)
             record = {"fingerprint": self.fingerprint, **progress._asdict(), "spent": spent._asdict()}
             write_json(part / PROGRESS, record)
         self._drop(PREFIX, progress.step)

@@ -28,7 +28,8 @@ def singular_values(a: Tensor, b: Tensor) -> Tensor:
     """
     left = torch.linalg.qr(b.double(), mode="r").R
     right = torch.linalg.qr(a.double().T, mode="r").R
-    return torch.linalg.svdvals(left @ right.T)
+    values: Tensor = torch.linalg.svdvals(left @ right.T)
+    return values
 
 
 def effective_rank(sigma: Tensor) -> float:

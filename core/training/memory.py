@@ -105,6 +105,11 @@ def until_it_fits(attempt: Callable[[], T], give_way: Callable[[], None]) -> T:
                 raise
         # Only here, outside the handler, are the tensors free that the error's traceback kept alive.
         give_way()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
+
+
+def free_memory() -> None:
+    """Let go of what nobody holds any more, on a GPU too."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -8,6 +8,7 @@ from torch import nn
 from core.data.batches import Batch, collate, collate_packed, pack_bins
 from core.data.chat import Encoded
 from core.errors import ConfigError
+from core.models.engines import framework_of
 from core.training.config import TrainingConfig
 from core.training.head import causal_model
 
@@ -85,7 +86,9 @@ def require_packable(model: nn.Module, window: int | None) -> None:
         text, "original_max_position_embeddings", None
     )
     reason = ""
-    if kind not in DENSE:
+    if framework_of(model) != "hf":
+        reason = f"the {framework_of(model)} engine is not known to keep documents of one row apart"
+    elif kind not in DENSE:
         reason = f"models of type {kind} are not known to keep documents of one row apart"
     elif attention not in MASKED_ATTENTION:
         reason = f"the attention implementation {attention} does not keep documents of one row apart"

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 from core.artifacts import atomic_path, write_json
 from core.data.batches import step_batches
 from core.errors import ConfigError
+from core.models.engines import framework_of
+from core.models.quantized import base_format
 from core.sinks import MetricSink
 from core.training.checkpoints import TrainingCheckpoints
 from core.training.config import TrainingConfig
@@ -45,6 +47,10 @@ class Tuned(NamedTuple):
     """Tokens read, padding left out, over the seconds of training alone."""
     peak_memory: int
     """Bytes."""
+    framework: str
+    """Engine that trained."""
+    base_format: str
+    """How the base was held."""
 
 
 def plan_steps(n_rows: int, config: TrainingConfig) -> Plan:
@@ -213,6 +219,8 @@ class _Tuning:
             self.micro.accumulation,
             self.spent.tokens_per_second,
             peak_memory(self.device),
+            framework_of(self.model),
+            base_format(self.model),
         )
 
     def _keep(self, progress: Progress) -> int:
@@ -234,15 +242,20 @@ def autocast_dtype(config: TrainingConfig, model: PreTrainedModel | PeftModel) -
         return None
     stored = getattr(model.config, "quantization_config", None)
     if stored is not None:
-        # A 4-bit base is prepared with its other weights in float32; what it computes in is written down.
-        return compute_dtype(stored)
+        # A quantized base is prepared with its other weights in float32; what it computes in is written down.
+        return compute_dtype(stored, model.config.dtype)
     return next((p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
 
 
-def compute_dtype(quantization: Any) -> torch.dtype | None:
-    """Return the dtype a quantized base multiplies in; None for float32."""
-    stated = quantization if isinstance(quantization, dict) else vars(quantization)
-    dtype = stated.get("bnb_4bit_compute_dtype")
+def compute_dtype(quantization: Any, loaded: Any) -> torch.dtype | None:
+    """Return the dtype a quantized base multiplies in; None for float32.
+
+    Args:
+        quantization: How bitsandbytes holds the base.
+        loaded: The dtype it was loaded in, which is all that an 8-bit base says.
+    """
+    stated = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    dtype = loaded if stated.get("load_in_8bit") else stated.get("bnb_4bit_compute_dtype")
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     return dtype if dtype in (torch.float16, torch.bfloat16) else None
 

@@ -1,6 +1,5 @@
 """Look before a run: is the data there, is the model usable, will it fit? No framework is loaded."""
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,11 +7,12 @@ from core.data.config import SourceConfig
 from core.data.quality import check_patterns
 from core.data.sources import kind_of, open_sources
 from core.errors import UserError
+from core.models.frameworks import find_obstacle
 from core.models.resources import count_parameters, published_shape, shape_from_config
 from flows.config_file import resolve_path
 from flows.measuring import judge_variable
 from flows.preflight.fit import find_estimates, find_shortfalls
-from flows.preflight.machine import find_device
+from flows.preflight.machine import Device, find_device
 from flows.preflight.models import find_model
 from flows.preflight.report import Estimate, Finding, PreflightReport
 from flows.run_config import RunConfig
@@ -90,29 +90,14 @@ def _from_here(source: SourceConfig, config_path: Path) -> SourceConfig:
     return source.model_copy(update={"path": str(resolve_path(source.path, config_path))})
 
 
-def _software_findings(config: RunConfig) -> Iterator[Finding]:
-    framework = config.model.framework
-    if framework == "fused":
-        yield Finding(
-            level="error",
-            kind="software",
-            where="model.framework",
-            what="fused kernels are not built yet",
-            fix="model.framework: hf trains the same model with the stock kernels",
-        )
-    if framework == "unsloth" and importlib.util.find_spec("unsloth") is not None:
-        yield Finding(
-            level="error",
-            kind="software",
-            where="model.framework",
-            what="the unsloth engine is not wired in yet",
-            fix="model.framework: hf trains the same adapter with the stock kernels",
-        )
-    if framework == "unsloth" and importlib.util.find_spec("unsloth") is None:
-        yield Finding(
-            level="error",
-            kind="software",
-            where="model.framework",
-            what="unsloth is not installed",
-            fix='pip install "data-factory[unsloth]", or model.framework: hf',
-        )
+def _software_findings(config: RunConfig, device: Device) -> Iterator[Finding]:
+    """Say what keeps the chosen engine from working here, or that another one will take its place."""
+    obstacle = find_obstacle(config.model.framework, has_gpu=device.is_gpu)
+    if obstacle is None:
+        return
+    where = "model.framework"
+    if config.model.fall_back:
+        what = f"{obstacle.what}; hf trains instead, as model.fall_back allows"
+        yield Finding(level="warning", kind="software", where=where, what=what)
+    else:
+        yield Finding(level="error", kind="software", where=where, what=obstacle.what, fix=obstacle.fix)

@@ -1,7 +1,7 @@
 """Gather what a run left behind into the data of its report page."""
 
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,7 +68,7 @@ def gather(context: RunContext, settings: Frozen, ending: Ending) -> ReportData:
         answers=tuple(answers(context)),
         bundle=reports.get("deploy"),
         links={"MLflow run": context.tracker.link},
-        versions={name: version(name) for name in PACKAGES},
+        versions={name: found for name in PACKAGES if (found := _installed(name))},
     )
 
 
@@ -177,3 +177,11 @@ def _topic(row: dict[str, Any]) -> str | None:
 def _scores(report: Any, row: dict[str, Any] | None) -> dict[str, float]:
     names = report.metrics if isinstance(report, EvalReport) else ()
     return {name: row[name] for name in names if row is not None and name in row}
+
+
+def _installed(name: str) -> str | None:
+    """Return a package's version; a run that stops before quantizing needs no llama.cpp."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

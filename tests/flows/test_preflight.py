@@ -297,7 +297,7 @@ def test_the_shipped_configs_are_valid_on_any_machine(stem: str, monkeypatch: py
 
 @pytest.mark.parametrize(
     ("framework", "words"),
-    [("fused", "not built yet"), ("unsloth", 'pip install "data-factory\\[unsloth\\]"')],
+    [("fused", "not built yet"), ("unsloth", "pip install 'data-factory\\[unsloth\\]'")],
 )
 def test_an_unavailable_framework_stops_a_run_but_not_validation(framework: str, words: str) -> None:
     run = RunConfig.model_validate(

@@ -153,7 +153,7 @@ WORDS: list[tuple[dict[str, Any], str]] = [
     ({"lora": {"r": 7}}, "lora.r must be 4, 8, 16, 32, 64 or 128, not 7"),
     (
         {"lora": {"use_gradient_checkpointing": 5}},
-        "lora.use_gradient_checkpointing must be true or false or text, not 5",
+        "lora.use_gradient_checkpointing must be true or false or unsloth, not 5",
     ),
     ({"lora": 5}, "lora must be a block of keys, not 5"),
     ({"sources": "rows.jsonl"}, 'sources must be a list such as [a, b], not "rows.jsonl"'),

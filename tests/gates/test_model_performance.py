@@ -415,7 +415,7 @@ def test_the_gate_tells_odds_and_effect_size(arms, scored, training):
     changes = np.array(now.scores["exact_match"]) - np.array(base.arms[0].scores["exact_match"])
     effect = changes.mean() / changes.std(ddof=1)
     assert "22 fixed, 2 broken" in detail
-    assert "odds ratio 9;" in detail  # (22 + 1/2) / (2 + 1/2)
+    assert "odds ratio 11;" in detail
     assert f"Cohen's d {effect:.2f}" in detail
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from gguf import GGML_QUANT_VERSION, GGUFWriter
-from transformers import GenerationConfig
 
 from core.deployment.gguf.families import Family, head_width
+from core.deployment.gguf.speech import Stops, chat_template, speech_of, spelling_of, stops_of
 from core.deployment.gguf.vocab import Vocab
+from core.deployment.llama.spelling import KEY
 from core.deployment.llama.template import without_generation_tags
-from core.errors import ModelError
 
 
 def write_shape(writer: GGUFWriter, config: Any, family: Family) -> None:
@@ -86,40 +86,26 @@ def write_tokenizer(writer: GGUFWriter, vocab: Vocab, tokenizer: Any, model_dir:
         writer.add_add_space_prefix(vocab.space_prefix)
     if vocab.merges is not None:
         writer.add_token_merges(vocab.merges)
-    _write_special(writer, tokenizer, model_dir)
-    _write_template(writer, tokenizer)
+    chat = speech_of(tokenizer)
+    _write_special(writer, tokenizer, stops_of(tokenizer, chat, model_dir))
+    writer.add_string(KEY, spelling_of(tokenizer, chat).dump())
+    template = chat_template(tokenizer)
+    if template:
+        writer.add_chat_template(without_generation_tags(template))
 
 
-def _write_special(writer: GGUFWriter, tokenizer: Any, model_dir: Path) -> None:
+def _write_special(writer: GGUFWriter, tokenizer: Any, stops: Stops) -> None:
     for token, add in (
         (tokenizer.bos_token_id, writer.add_bos_token_id),
         (tokenizer.eos_token_id, writer.add_eos_token_id),
         (tokenizer.pad_token_id, writer.add_pad_token_id),
         (tokenizer.unk_token_id, writer.add_unk_token_id),
+        (stops.eot, writer.add_eot_token_id),
+        (stops.eom, writer.add_eom_token_id),
     ):
         if token is not None:
             add(token)
-    others = [token for token in _stop_tokens(model_dir) if token != tokenizer.eos_token_id]
-    for token, add in zip(others, (writer.add_eot_token_id, writer.add_eom_token_id), strict=False):
-        add(token)
     ids = tokenizer("a")["input_ids"]
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     writer.add_add_bos_token(bos is not None and ids[0] == bos)
     writer.add_add_eos_token(eos is not None and ids[-1] == eos)
-
-
-def _stop_tokens(model_dir: Path) -> list[int]:
-    if not (model_dir / "generation_config.json").is_file():
-        return []
-    ids = GenerationConfig.from_pretrained(model_dir, local_files_only=True).eos_token_id
-    return [ids] if isinstance(ids, int) else list(ids or [])
-
-
-def _write_template(writer: GGUFWriter, tokenizer: Any) -> None:
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        if "default" not in template:
-            raise ModelError("none of the chat templates is called default", where="tokenizer_config.json")
-        template = template["default"]
-    if template:
-        writer.add_chat_template(without_generation_tags(template))

@@ -14,21 +14,28 @@ from gguf import TokenType
 from core.errors import ModelError
 
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_BORDER = r"[^\r\n\p{L}\p{N}]?"
 _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORDS = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+"
 LLAMA3_SPLIT = _WORDS + r"|\p{N}{1,3}" + _TAIL
 QWEN2_SPLIT = _WORDS + r"|\p{N}" + _TAIL
+O200K_SPLIT = (
+    f"{_BORDER}{_UPPER}*{_LOWER}+{_CONTRACTION}?|{_BORDER}{_UPPER}+{_LOWER}*{_CONTRACTION}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 # (pre-tokenizer steps, whether whole words skip the merges) -> llama.cpp's name for it.
 PRE_TOKENIZERS: dict[tuple[tuple[tuple[str, Any], ...], bool], str] = {
     ((("Split", LLAMA3_SPLIT), ("ByteLevel", False)), True): "llama-bpe",
     ((("Split", LLAMA3_SPLIT), ("ByteLevel", False)), False): "smaug-bpe",
+    ((("Split", O200K_SPLIT), ("ByteLevel", False)), False): "gpt-4o",
     ((("Split", QWEN2_SPLIT), ("ByteLevel", False)), False): "qwen2",
     ((("ByteLevel", True),), False): "gpt-2",
     ((("Digits", True), ("ByteLevel", True)), False): "smollm",
 }
 SUPPORTED = (
-    "byte-level BPE split like GPT-2, SmolLM, Llama 3 or Qwen 2, "
+    "byte-level BPE split like GPT-2, SmolLM, Llama 3, Phi-4 or Qwen 2, "
     "and BPE with byte fallback (Llama 2, Mistral, Phi-3, Gemma)"
 )
 
@@ -128,20 +135,21 @@ def _type_of(token: str, added: dict[str, Any] | None, fallback: bool, unknown: 
     return TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
 
 
-def _steps(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+def steps_of(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+    """Return the single steps of a normalizer or pre-tokenizer, however they are nested."""
     if part is None:
         return []
     if part["type"] == "Sequence":
-        return [step for inner in part[key] for step in _steps(inner, key)]
+        return [step for inner in part[key] for step in steps_of(inner, key)]
     return [part]
 
 
 def _byte_level_name(spec: dict[str, Any]) -> str:
-    normalizers = [step["type"] for step in _steps(spec.get("normalizer"), "normalizers")]
-    # llama.cpp normalises nothing: composed text is equal, decomposed text is not.
+    normalizers = [step["type"] for step in steps_of(spec.get("normalizer"), "normalizers")]
+    # llama.cpp normalises nothing; our worker does, by a rule in the file.
     if normalizers not in ([], ["NFC"]):
         raise _unsupported(f"normalizer {'+'.join(normalizers)}")
-    steps = tuple(_signature(step) for step in _steps(spec.get("pre_tokenizer"), "pretokenizers"))
+    steps = tuple(_signature(step) for step in steps_of(spec.get("pre_tokenizer"), "pretokenizers"))
     name = PRE_TOKENIZERS.get((steps, bool(spec["model"].get("ignore_merges"))))
     if name is None:
         shown = json.dumps(spec.get("pre_tokenizer"), ensure_ascii=False)
@@ -163,14 +171,14 @@ def _signature(step: dict[str, Any]) -> tuple[str, Any]:
 
 
 def _check_spm(spec: dict[str, Any]) -> None:
-    for step in _steps(spec.get("normalizer"), "normalizers"):
+    for step in steps_of(spec.get("normalizer"), "normalizers"):
         replaces = (
             step["type"] == "Replace" and step["pattern"] == {"String": " "} and step["content"] == SPACE
         )
         prepends = step["type"] == "Prepend" and step["prepend"] == SPACE
         if not (replaces or prepends):
             raise _unsupported(f"normalizer {step['type']}")
-    for step in _steps(spec.get("pre_tokenizer"), "pretokenizers"):
+    for step in steps_of(spec.get("pre_tokenizer"), "pretokenizers"):
         marks = step["type"] == "Metaspace" and step["replacement"] == SPACE
         idle = step["type"] == "Split" and step["pattern"] == {"String": " "}
         if not (marks or idle):
@@ -186,9 +194,9 @@ def _space_prefix(spec: dict[str, Any]) -> bool:
     Metaspace's "first" touches only text at position 0. Chat prompts start with a
     control token there, so for them it equals no prefix; plain text differs by one mark.
     """
-    if any(step["type"] == "Prepend" for step in _steps(spec.get("normalizer"), "normalizers")):
+    if any(step["type"] == "Prepend" for step in steps_of(spec.get("normalizer"), "normalizers")):
         return True
-    steps = _steps(spec.get("pre_tokenizer"), "pretokenizers")
+    steps = steps_of(spec.get("pre_tokenizer"), "pretokenizers")
     return any(step["type"] == "Metaspace" and step.get("prepend_scheme") == "always" for step in steps)
 
 

@@ -104,6 +104,11 @@ class Engine:
                 found[f"{short}_token"] = lib.llama_vocab_get_text(self.vocab, int(number)).decode("utf-8")
         return found
 
+    def control_tokens(self) -> list[str]:
+        """Return the texts of the control tokens; some may not be valid text, which nobody can write."""
+        ids = [token for token in range(self.size) if lib.llama_vocab_is_control(self.vocab, token)]
+        return [lib.llama_vocab_get_text(self.vocab, token).decode("utf-8", "replace") for token in ids]
+
     def tokenize(self, text: str, add_special: bool) -> list[int]:
         """Split text into token ids; special tokens written out in the text count as such."""
         data = text.encode("utf-8")
@@ -140,14 +145,15 @@ class Engine:
                 "shorten the conversation or raise context_length",
             )
 
-    def _decode(self, ids: list[int], start: int, all_logits: bool) -> None:
+    def _decode(self, ids: list[int], start: int, scored: int) -> None:
+        """Process tokens; from the place ``scored`` on, and after the last one, scores are kept."""
         self.batch.n_tokens = len(ids)
         for at, token in enumerate(ids):
             self.batch.token[at] = token
             self.batch.pos[at] = start + at
             self.batch.n_seq_id[at] = 1
             self.batch.seq_id[at][0] = 0
-            self.batch.logits[at] = all_logits or at == len(ids) - 1
+            self.batch.logits[at] = at >= scored or at == len(ids) - 1
         status = lib.llama_decode(self.ctx, self.batch)
         if status != 0:
             self.seen = []
@@ -156,16 +162,21 @@ class Engine:
 
     def read(self, ids: list[int]) -> None:
         """Process a prompt, keeping what it shares with the one before."""
+        for at in range(self._keep(ids, len(ids) - 1), len(ids), BATCH):
+            part = ids[at : at + BATCH]
+            self._decode(part, at, len(part))
+            self.seen += part
+
+    def _keep(self, ids: list[int], most: int) -> int:
+        """Forget all but the beginning shared with the prompt before, and return its length."""
         shared = 0
-        while shared < min(len(ids) - 1, len(self.seen)) and ids[shared] == self.seen[shared]:
+        while shared < min(most, len(self.seen)) and ids[shared] == self.seen[shared]:
             shared += 1
         if not lib.llama_memory_seq_rm(self.memory, 0, shared, -1):
             lib.llama_memory_clear(self.memory, True)
             shared = 0
         self.seen = ids[:shared]
-        for at in range(shared, len(ids), BATCH):
-            self._decode(ids[at : at + BATCH], at, False)
-            self.seen += ids[at : at + BATCH]
+        return shared
 
     def generate(
         self, ids: list[int], limit: int, temperature: float, seed: int, emit: Callable[[str], None]
@@ -219,28 +230,23 @@ class Engine:
             if len(self.seen) >= self.context:
                 yield None
                 return
-            self._decode([token], len(self.seen), False)
+            self._decode([token], len(self.seen), 0)
             self.seen.append(token)
 
-    def logits(self, ids: list[int]) -> bytes:
-        """Return the logits after every token of a prompt: float32, row by row.
+    def logits(self, ids: list[int], first: int) -> Iterator[bytes]:
+        """Yield the logits after the tokens of a prompt from the place ``first`` on: float32, row by row.
 
         Raises:
             Refused: If the prompt does not fit the window.
         """
         self.check_fits(ids)
-        lib.llama_memory_clear(self.memory, True)
-        self.seen = []
-        rows = []
-        for at in range(0, len(ids), BATCH):
+        for at in range(self._keep(ids, first), len(ids), BATCH):
             part = ids[at : at + BATCH]
-            self._decode(part, at, True)
-            rows += [
-                ctypes.string_at(lib.llama_get_logits_ith(self.ctx, n), 4 * self.size)
-                for n in range(len(part))
-            ]
-        self.seen = list(ids)
-        return b"".join(rows)
+            scored = max(first - at, 0)
+            self._decode(part, at, scored)
+            self.seen += part
+            for place in range(scored, len(part)):
+                yield ctypes.string_at(lib.llama_get_logits_ith(self.ctx, place), 4 * self.size)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """A GGUF file, ready to answer: the parent's side of the llama.cpp worker process."""
 
-import base64
 import json
 import subprocess
 import sys
@@ -168,14 +167,22 @@ class LlamaRuntime:
         """
         return [self.generate(prompt, max_new_tokens=max_new_tokens) for prompt in prompts]
 
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Return the scores after every token, ``[s, v]``; open with ``exact=True`` to compare them.
+    def logits(self, ids: Sequence[int], *, first: int = 0) -> NDArray[np.float32]:
+        """Return the scores after the tokens, ``[s - first, v]``; open with ``exact=True`` to compare them.
+
+        Args:
+            ids: A prompt, or a prompt and its answer.
+            first: Place of the first token whose scores are wanted. The scores that decide an answer
+                begin after the prompt's last token: ``first=len(prompt) - 1``. What lies before costs
+                no scores, and nothing at all where the last request began the same way.
 
         Raises:
             DataError: If there are more tokens than the context window holds.
         """
-        data = base64.b64decode(self._ask({"op": "logits", "ids": list(ids)})["float32"])
-        return np.frombuffer(data, dtype=np.float32).reshape(len(ids), self.vocabulary)
+        with tempfile.TemporaryDirectory(prefix="logits-") as folder:
+            path = Path(folder) / "float32"
+            self._ask({"op": "logits", "ids": list(ids), "first": first, "path": str(path)})
+            return np.fromfile(path, dtype=np.float32).reshape(len(ids) - first, self.vocabulary)
 
     def memory_mb(self) -> float:
         """Return the process's resident memory in MiB.

@@ -7,12 +7,12 @@ prints goes to stderr. The process ends when stdin closes, also in the middle of
 request, so that it never outlives whoever started it.
 
 Requests: {"op": "encode", "messages"} | {"op": "tokenize", "text", "add_special"} |
-{"op": "generate", "ids", "max_new_tokens", "temperature", "seed"} | {"op": "logits", "ids"}.
+{"op": "generate", "ids", "max_new_tokens", "temperature", "seed"} |
+{"op": "logits", "ids", "first", "path"}, which writes float32 rows to that file.
 Replies: any number of {"text"}, then {"done"} or {"error": kind, "message", "fix"}.
 """
 
 import argparse
-import base64
 import json
 import os
 import queue
@@ -24,6 +24,7 @@ from typing import Any, TextIO
 from jinja2 import TemplateError
 
 from core.deployment.llama.engine import Engine, Refused
+from core.deployment.llama.spelling import KEY, Spelling
 from core.deployment.llama.template import render
 
 Reply = Callable[[dict[str, Any]], None]
@@ -81,14 +82,21 @@ def _attempt(action: Callable[[Reply], None], reply: Reply) -> None:
 
 def _serve(options: argparse.Namespace, requests: queue.Queue[dict[str, Any]], reply: Reply) -> None:
     engine = Engine(options.model, options.context, options.threads, options.exact)
+    spelling = _spelling(engine)
     reply({"done": {"vocabulary": engine.size}})
     while True:
         request = requests.get()
         operation = OPERATIONS[request["op"]]
-        _attempt(lambda reply, run=operation, asked=request: run(engine, asked, reply), reply)  # type: ignore[misc]
+        _attempt(lambda reply, run=operation, asked=request: run(engine, spelling, asked, reply), reply)  # type: ignore[misc]
 
 
-def _encode(engine: Engine, request: dict[str, Any], reply: Reply) -> None:
+def _spelling(engine: Engine) -> Spelling:
+    rules = engine.metadata(KEY)
+    # Files of other makers say only which tokens are control tokens.
+    return Spelling(engine.control_tokens()) if rules is None else Spelling.parse(rules)
+
+
+def _encode(engine: Engine, spelling: Spelling, request: dict[str, Any], reply: Reply) -> None:
     template = engine.metadata("tokenizer.chat_template")
     if template is None:
         raise Refused(
@@ -96,16 +104,17 @@ def _encode(engine: Engine, request: dict[str, Any], reply: Reply) -> None:
             "the file has no chat template",
             "give the tokenizer a chat template and write the file again",
         )
-    prompt = render(template, request["messages"], engine.special_tokens())
+    turns = spelling.control.cut_turns(request["messages"])
+    prompt = render(template, turns, engine.special_tokens())
     # The template writes the first token itself; adding special tokens would double it.
-    reply({"done": {"ids": engine.tokenize(prompt, False)}})
+    reply({"done": {"ids": spelling.encode(prompt, lambda text: engine.tokenize(text, False))}})
 
 
-def _tokenize(engine: Engine, request: dict[str, Any], reply: Reply) -> None:
-    reply({"done": {"ids": engine.tokenize(request["text"], request["add_special"])}})
+def _tokenize(engine: Engine, spelling: Spelling, request: dict[str, Any], reply: Reply) -> None:
+    reply({"done": {"ids": engine.tokenize(spelling.spelled(request["text"]), request["add_special"])}})
 
 
-def _generate(engine: Engine, request: dict[str, Any], reply: Reply) -> None:
+def _generate(engine: Engine, spelling: Spelling, request: dict[str, Any], reply: Reply) -> None:
     result = engine.generate(
         request["ids"],
         request["max_new_tokens"],
@@ -116,11 +125,15 @@ def _generate(engine: Engine, request: dict[str, Any], reply: Reply) -> None:
     reply({"done": result._asdict()})
 
 
-def _logits(engine: Engine, request: dict[str, Any], reply: Reply) -> None:
-    reply({"done": {"float32": base64.b64encode(engine.logits(request["ids"])).decode("ascii")}})
+def _logits(engine: Engine, spelling: Spelling, request: dict[str, Any], reply: Reply) -> None:
+    # Through a file: rows over a large vocabulary are megabytes each, and JSON would triple them.
+    with open(request["path"], "wb") as stream:
+        for row in engine.logits(request["ids"], request["first"]):
+            stream.write(row)
+    reply({"done": {}})
 
 
-OPERATIONS: dict[str, Callable[[Engine, dict[str, Any], Reply], None]] = {
+OPERATIONS: dict[str, Callable[[Engine, Spelling, dict[str, Any], Reply], None]] = {
     "encode": _encode,
     "tokenize": _tokenize,
     "generate": _generate,

@@ -14,7 +14,8 @@ def test_collate_pads_on_the_right():
     assert batch.input_ids.tolist() == [[5, 6, 7], [8, 9, 9]]
     assert batch.labels.tolist() == [[X, 6, 7], [X, X, X]]
     assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert all(tensor.dtype == torch.int64 for tensor in batch)
+    assert all(tensor.dtype == torch.int64 for tensor in batch[:3])
+    assert batch.position_ids is None
     with pytest.raises(ValueError, match="at least one"):
         collate([], 0)
 

@@ -181,4 +181,4 @@ def test_without_examples_nothing_is_tried(adapted):
 def test_a_model_that_cannot_be_loaded_is_skipped_with_the_reason(tmp_path):
     report = overfit_base(ModelConfig(name=str(tmp_path), load_in_4bit=False), LORA, FAST, batch(), 1)
     assert report.verdict == "skipped"
-    assert "cannot load" in report.reason
+    assert "config.json" in report.reason

@@ -1,0 +1,165 @@
+"""Measure quantized files, each as the file it is: through llama.cpp, with its own tokenizer and template."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from core.artifacts import Evaluation, file_digest, read_jsonl
+from core.data.records import Message
+from core.evaluation.config import LOWER_IS_BETTER, EvaluationConfig
+from core.quantization.reports import Distance, QuantizedFile
+from tasks.chat_tokens import chat_tokenizer
+from tasks.context import RunContext
+from tasks.uses import use_test_set
+
+if TYPE_CHECKING:
+    from core.deployment.llama import LlamaRuntime
+    from core.quantization.reference import Compute, Passage, Reference
+
+Rows = list[dict[str, Any]]
+Prepare = Callable[[Rows], Rows]
+"""Turns of a row in, turns for the file's own template out."""
+
+
+class Bench(NamedTuple):
+    """What every file is held against."""
+
+    merged: Rows
+    """What the merged model answered to every test question, with its scores."""
+    references: list["Reference"]
+    """Its logits on its own answers to some of them."""
+    test: Path
+    config: EvaluationConfig
+    prepare: Prepare
+    window: int
+    """Tokens that the longest question needs, answer included."""
+
+
+def set_up(
+    merged: Path, scored: Evaluation, test: Path, config: EvaluationConfig, examples: int, work: Path
+) -> Bench:
+    """Read the merged model's answers and compute its logits on some of them.
+
+    Args:
+        merged: The merged model.
+        scored: Its answers.
+        test: The test split's file.
+        config: How it was asked.
+        examples: Answers whose logits are compared.
+        work: Folder for the logits.
+    """
+    rows = list(read_jsonl(scored.verified()))
+    passages = read_passages(merged, rows, examples)
+    references = reference_logits(merged, passages, work)
+    longest = max(len(row["prompt_ids"]) for row in rows) + config.max_new_tokens
+    window = max(128, longest + 8, *(len(reference.ids) + 1 for reference in references))
+    return Bench(rows, references, test, config, with_tools(merged), window)
+
+
+def read_passages(merged: Path, rows: Rows, examples: int) -> list["Passage"]:
+    """Take questions with the merged model's own answers, spread evenly over the test set, as tokens."""
+    from core.quantization.reference import Passage
+
+    tokenizer = chat_tokenizer(merged, "chatml").tokenizer
+    found = []
+    for row in rows[:: max(1, len(rows) // examples)][:examples]:
+        # A plain text has no question: it is read as it stands.
+        said = row["answer"] if row["prompt_ids"] else row["reference"]
+        ids = [*row["prompt_ids"], *tokenizer(said, add_special_tokens=False)["input_ids"]]
+        found.append(Passage(ids, max(1, len(row["prompt_ids"]))))
+    return [passage for passage in found if passage.ids]
+
+
+def reference_logits(merged: Path, passages: Sequence["Passage"], work: Path) -> list["Reference"]:
+    """Run the merged model once, as exactly as this machine can, and keep its logits in the work folder."""
+    from core.quantization.reference import load_reference, model_logits, write_reference
+
+    model = load_reference(merged)
+    return write_reference(model_logits(model), passages, work, model.config.get_text_config().vocab_size)
+
+
+def with_tools(merged: Path) -> Prepare:
+    """Return the function that writes tool turns as the model was taught them; others stay as they are."""
+    chat = chat_tokenizer(merged, "chatml")
+
+    def prepare(turns: Rows) -> Rows:
+        if not any(turn["role"] == "tool" or turn.get("tool_calls") for turn in turns):
+            return turns
+        return chat.template_messages([Message.model_validate(turn) for turn in turns])
+
+    return prepare
+
+
+def measure_parity(context: RunContext, source: Path, bench: Bench) -> Distance | None:
+    """Compare the 16-bit file's logits with the merged model's, in float32 but for the weights."""
+    from core.deployment.llama import LlamaRuntime
+    from core.quantization.reference import distance
+
+    context.watcher.advanced("quantize", 0, len(bench.references), "passages through the 16-bit file")
+    with LlamaRuntime(source, context_length=bench.window, threads=context.threads, exact=True) as runtime:
+        return distance(file_logits(runtime), bench.references, answers_only=False)
+
+
+def file_logits(runtime: "LlamaRuntime") -> "Compute":
+    """Return the function that runs a file on a passage."""
+    return lambda ids, first: runtime.logits(ids, first=first)
+
+
+def examine(context: RunContext, path: Path, kind: str, bench: Bench) -> tuple[QuantizedFile, Rows]:
+    """Run one file on the test split and hold it against the merged model.
+
+    Returns:
+        What was measured, and one row per question.
+    """
+    from core.deployment.llama import LlamaRuntime
+    from core.deployment.llama.responder import LlamaResponder
+    from core.evaluation.evaluate import evaluate
+    from core.quantization.reference import distance
+
+    digest = file_digest(path)
+    with LlamaRuntime(path, context_length=bench.window, threads=context.threads) as runtime:
+        result = evaluate(
+            LlamaResponder(runtime, bench.prepare),
+            bench.test,
+            bench.config,
+            arm=kind,
+            model_digest=digest,
+            clock=time.monotonic,
+            tick=lambda done, total: context.watcher.advanced("quantize", done, total, f"{kind} questions"),
+        )
+        apart = distance(file_logits(runtime), bench.references, answers_only=True)
+        speaks = (
+            runtime.generate(bench.references[0].ids, max_new_tokens=4).token_ids if bench.references else []
+        )
+        load = runtime.load_seconds
+    use_test_set(result.report.split_digest, "quantize", kind)
+    broken, fixed = flips(bench.merged, result.rows, bench.config.primary_metric)
+    measured = QuantizedFile(
+        type=kind,
+        path=path.relative_to(context.workspace.root).as_posix(),
+        digest=digest,
+        bytes=path.stat().st_size,
+        has_magic=path.open("rb").read(4) == b"GGUF",
+        loads=bool(speaks) or any(row["answer"] for row in result.rows),
+        prompt_mismatches=differing(bench.merged, result.rows, "prompt_ids"),
+        distance=apart,
+        broken=broken,
+        fixed=fixed,
+        text_agreement=1 - differing(bench.merged, result.rows, "answer") / len(result.rows),
+        load_seconds=load,
+        evaluation=result.report,
+    )
+    return measured, result.rows
+
+
+def flips(merged: Rows, rows: Rows, metric: str) -> tuple[int, int]:
+    """Count the questions whose answer became worse, and those whose answer became better."""
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    changes = [sign * (row[metric] - before[metric]) for before, row in zip(merged, rows, strict=True)]
+    return sum(change < 0 for change in changes), sum(change > 0 for change in changes)
+
+
+def differing(merged: Rows, rows: Rows, key: str) -> int:
+    """Count the questions at which two models' rows differ in one respect."""
+    return sum(before[key] != row[key] for before, row in zip(merged, rows, strict=True))
