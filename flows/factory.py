@@ -31,7 +31,7 @@ from tasks.quantize import enough_for, quantize
 from tasks.release import release
 from tasks.scores import compare, share
 from tasks.session import Place, Purpose, session
-from tasks.shipping import choose
+from tasks.shipping import advice_on, choose
 from tasks.split import GivenRules, split
 from tasks.uses import earlier_uses
 from tasks.will_learn import will_learn
@@ -94,7 +94,8 @@ def chain(name: str, run: RunConfig) -> str:
         enough_for(run.quantized, scored.report, limits, wanted), run.save.gguf_path, name,
     )  # fmt: skip
     shipped = choose(scored.report, quantized.report, limits, wanted)
-    through(quantization_verified(scored.report, quantized.report, limits, wanted))
+    advice = advice_on(scored.report, quantized.report, limits, wanted)
+    through(quantization_verified(scored.report, quantized.report, limits, wanted), advice)
 
     story = Story(
         base_name=run.model.name, ingest=corpus.report, split=splits.report, baseline=beaten,
@@ -112,5 +113,5 @@ def chain(name: str, run: RunConfig) -> str:
         verdicts(),
         template,
     )
-    through(deployment_ready(bundle.report, quantized.report, gates.deployment_ready, shipped))
+    through(deployment_ready(bundle.report, quantized.report, gates.deployment_ready, shipped.digest))
     return release(bundle.artifact, bundle.report, run.deployment, run.save)

@@ -170,7 +170,8 @@ def _adapter_problems(run: RunConfig) -> Iterator[Problem]:
             "DoRA needs the base's weights in every step, which 8-bit storage does not give back; "
             "use load_in_4bit: true, or use_dora: false",
         )
-    projections_only = lora.target_modules != "all-linear" and set(lora.target_modules) <= set(LINEAR_PROJECTIONS)
+    named = set() if lora.target_modules == "all-linear" else set(lora.target_modules)
+    projections_only = bool(named) and named <= set(LINEAR_PROJECTIONS)
     if projections_only and not (lora.finetune_attention_modules or lora.finetune_mlp_modules):
         yield Problem(
             ("lora.finetune_attention_modules", "lora.finetune_mlp_modules"),

@@ -1,7 +1,7 @@
 """Is the bundle complete, is it the verified model, and does it answer on this machine?"""
 
 from core.deployment.reports import BundleReport, Smoke
-from core.quantization.reports import QuantizedFile, QuantReport
+from core.quantization.reports import QuantReport
 from gates.evidence import MEGABYTE, whole
 from gates.thresholds import DeploymentReady
 from gates.verdict import Check, Verdict, above, at_least, at_most, equals, is_true, limit
@@ -11,7 +11,7 @@ def deployment_ready(
     bundle: BundleReport | None,
     quantized: QuantReport | None,
     thresholds: DeploymentReady,
-    chosen: QuantizedFile | None,
+    chosen: str | None,
 ) -> Verdict:
     """Judge the bundle: the file that was chosen, whole, documented, fast and small enough.
 
@@ -19,7 +19,7 @@ def deployment_ready(
         bundle: What was bundled and how it behaved, or None if there is no report.
         quantized: The report that quantization-verified judged, or None if there is none.
         thresholds: The limits.
-        chosen: The file that quantization-verified chose, or None if it chose none.
+        chosen: Digest of the file that the ladder chose, or None if it chose none.
     """
     packed, packed_presence = whole("bundle", bundle, BundleReport)
     made, made_presence = whole("quantization", quantized, QuantReport)
@@ -59,11 +59,11 @@ def _answers(smoke: Smoke, thresholds: DeploymentReady) -> list[Check]:
     return checks
 
 
-def _verified(packed: BundleReport, made: QuantReport, chosen: QuantizedFile | None) -> list[Check]:
+def _verified(packed: BundleReport, made: QuantReport, chosen: str | None) -> list[Check]:
     file = next((file for file in made.files if file.digest == packed.gguf_digest), None)
     return [
         is_true("bundled model was quantized here", file is not None),
-        equals("bundled file", packed.gguf_digest, chosen.digest if chosen else None, "the one the ladder chose"),
+        equals("bundled file", packed.gguf_digest, chosen, "the one the ladder chose"),
         equals("bundled type", packed.gguf_type, file.type if file else None),
         equals("bundled bytes", _model_bytes(packed), file.bytes if file else None),
     ]

@@ -4,14 +4,18 @@ from collections.abc import Iterator
 
 from core.evaluation.reports import BaselineReport, EvalReport, Suite
 from core.evaluation.statistics import Interval, paired_difference
-from gates.verdict import Check, at_least, at_most, equals, limit, near
+from gates.verdict import Check, at_most, equals, limit, near
+
+Key = tuple[str, str]
+"""Name and metric: a benchmark may report several."""
 
 
 def remembered(baseline: BaselineReport, tuned: EvalReport, most: float | None) -> Iterator[Check]:
     """Compare base and tuned model on every other set that the base was asked.
 
     A fall closes the gate only if it is larger than allowed and larger than chance: on a few dozen
-    questions a few points come and go by themselves.
+    questions a few points come and go by themselves. Only shares of right answers are compared; the
+    perplexity of a benchmark has another unit.
 
     Args:
         baseline: The base model's arms; a suite may be reported by any of them.
@@ -20,18 +24,17 @@ def remembered(baseline: BaselineReport, tuned: EvalReport, most: float | None) 
     """
     if most is None:
         return
-    after = {suite.name: suite for suite in tuned.suites}
-    before = suites_of(baseline)
-    for name in sorted({*before, *after}):
-        yield from _compared(name, before.get(name), after.get(name), tuned, most)
+    before, after = suites_of(baseline), {(suite.name, suite.metric): suite for suite in tuned.suites}
+    for key in sorted({*before, *after}):
+        yield from _compared(" ".join(key), before.get(key), after.get(key), tuned, most)
 
 
-def suites_of(baseline: BaselineReport) -> dict[str, Suite]:
-    """Return every suite that any arm of the base reports, by name; the first arm's counts."""
-    found: dict[str, Suite] = {}
+def suites_of(baseline: BaselineReport) -> dict[Key, Suite]:
+    """Return every suite that any arm of the base reports; the first arm's counts."""
+    found: dict[Key, Suite] = {}
     for arm in baseline.arms:
         for suite in arm.suites:
-            found.setdefault(suite.name, suite)
+            found.setdefault((suite.name, suite.metric), suite)
     return found
 
 
@@ -46,13 +49,15 @@ def _compared(
     )
     if before is None or after is None or before.digest != after.digest:
         return
-    yield equals(f"{name} metric", after.metric, before.metric)
     yield equals(f"{name} number of questions", after.n, before.n)
-    yield at_least(f"{name} fewest questions", min(after.n, before.n), 1)
     yield from _adds_up(f"{name} base", before)
     yield from _adds_up(f"{name} tuned", after)
-    if after.metric == before.metric and after.n == before.n > 0:
+    if after.n == before.n and _is_share(before) and _is_share(after):
         yield limit(_fallen(name, before, after, tuned, most))
+
+
+def _is_share(suite: Suite) -> bool:
+    return suite.higher_is_better and 0 <= suite.value <= 1
 
 
 def _adds_up(label: str, suite: Suite) -> Iterator[Check]:
@@ -64,7 +69,7 @@ def _adds_up(label: str, suite: Suite) -> Iterator[Check]:
 
 def _fallen(name: str, before: Suite, after: Suite, tuned: EvalReport, most: float) -> Check:
     ends = _fall(before, after, tuned)
-    told = f"{before.metric} {before.value:.3f} to {after.value:.3f} on {after.n} questions"
+    told = f"{before.value:.3f} to {after.value:.3f} on {after.n} questions"
     if ends.low > 0:
         detail = f"{told}; the fall is {ends.low:.3f} to {ends.high:.3f}"
         return at_most(f"{name} fall beyond chance", ends.value, most, detail)
@@ -74,7 +79,7 @@ def _fallen(name: str, before: Suite, after: Suite, tuned: EvalReport, most: flo
 
 def _fall(before: Suite, after: Suite, tuned: EvalReport) -> Interval:
     """Return the fall with its paired interval; without scores the two intervals must lie apart."""
-    if len(before.scores) == len(after.scores) == before.n:
+    if before.scores and len(before.scores) == len(after.scores):
         return paired_difference(
             after.scores,
             before.scores,

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from itertools import chain
 
 from core.evaluation.reports import EvalReport
-from core.quantization.reports import OnnxFile, QuantReport
-from core.training.hints import hint
+from core.quantization.reports import QuantReport
 from gates.evidence import all_hold, honest, whole
+from gates.onnx_rungs import onnx_paired, onnx_retained, onnx_sound
 from gates.rungs import Wanted, distance_checks, good_enough, judged, ladder, paired, sound
 from gates.thresholds import QuantizationVerified
 from gates.verdict import Check, Verdict, above, at_least, at_most, equals, is_true, limit
@@ -40,12 +40,14 @@ def quantization_verified(
         checks += _inventory(made)
         checks += _parity(made, thresholds)
         checks += chain.from_iterable(sound(file) for file in made.files)
-        checks += chain.from_iterable(_onnx(file, thresholds) for file in made.onnx)
+        checks += chain.from_iterable(onnx_sound(file, thresholds) for file in made.onnx)
     if merged and made:
         checks.append(equals("quantized model", made.merged_digest, merged.model_digest, "the one evaluated"))
         checks += chain.from_iterable(paired(file, merged) for file in made.files)
+        checks += chain.from_iterable(onnx_paired(file, merged) for file in made.onnx)
         decisive, tried = _ladder(merged, made, thresholds, wanted)
         checks += decisive
+        tried += chain.from_iterable(onnx_retained(file, merged, thresholds) for file in made.onnx)
     return Verdict.of("quantization-verified", checks, tried)
 
 
@@ -89,8 +91,6 @@ def _ladder(
 def _a_rung_holds(rungs: dict[str, list[Check]], wanted: Wanted) -> Check:
     good = [kind for kind, checks in rungs.items() if all_hold(checks)]
     told = "; ".join(_told(kind, checks) for kind, checks in rungs.items())
-    if not good:
-        told = f"{told}; {hint('quantization_drop')}"
     if wanted == "smallest":
         return at_least("types good enough", len(good), 1, told)
     instead = [kind for kind in good if kind != wanted]
@@ -102,24 +102,3 @@ def _a_rung_holds(rungs: dict[str, list[Check]], wanted: Wanted) -> Check:
 def _told(kind: str, checks: Sequence[Check]) -> str:
     failed = [check.name.removeprefix(f"{kind} ") for check in checks if not check.passed]
     return f"{kind}: {', '.join(failed)} failed" if failed else f"{kind} holds"
-
-
-def _onnx(file: OnnxFile, thresholds: QuantizationVerified) -> list[Check]:
-    label = f"ONNX {file.type}"
-    checks = [
-        at_least(f"{label} bytes", file.bytes, 1),
-        is_true(f"{label} digest known", bool(file.digest.strip())),
-        *distance_checks(f"{label} prompt logits", file.distance),
-        *distance_checks(f"{label} step logits", file.decode_distance),
-        at_least(f"{label} share of equal answers", file.text_agreement, 0),
-        at_most(f"{label} share of equal answers of all", file.text_agreement, 1),
-        above(f"{label} speed", file.benchmark.tokens_per_second, 0),
-    ]
-    if file.type == "fp32":
-        # Nothing is rounded there: a difference is an error of the export.
-        most = thresholds.max_onnx_difference
-        checks += [
-            limit(at_most(f"{label} prompt difference", file.distance.max_abs, most)),
-            limit(at_most(f"{label} step difference", file.decode_distance.max_abs, most)),
-        ]
-    return checks

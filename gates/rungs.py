@@ -139,7 +139,7 @@ def good_enough(
         is_true(f"{label} loads and generates", file.loads),
         _smaller(file, merged_bytes),
         limit(at_most(f"{label} prompts read differently", file.prompt_mismatches, mismatches)),
-        *_retained(file, merged, thresholds),
+        *retained(label, file.evaluation, merged, thresholds, _told_flips(file)),
     ]
     if thresholds.max_kl is not None:
         kl = file.distance.kl if file.distance else None
@@ -155,9 +155,20 @@ def _smaller(file: QuantizedFile, merged_bytes: int) -> Check:
     return below(f"{file.type} size", file.bytes, merged_bytes, "bytes, against the merged model's")
 
 
-def _retained(file: QuantizedFile, merged: EvalReport, thresholds: QuantizationVerified) -> list[Check]:
-    label, scored, metric = file.type, file.evaluation, merged.metric
-    evidence = [*honest("tuned", merged), *honest(label, scored), *paired(file, merged)]
+def retained(
+    label: str, scored: EvalReport, merged: EvalReport, thresholds: QuantizationVerified, told: str
+) -> list[Check]:
+    """Check that the score fell by no more than the limits allow, for all that chance can hide.
+
+    Args:
+        label: Names the checks.
+        scored: A validated evaluation of a quantized model.
+        merged: The merged model's.
+        thresholds: The limits.
+        told: What else to say about the answers.
+    """
+    metric = merged.metric
+    evidence = [*honest("tuned", merged), *honest(scored.arm, scored), *comparable(label, scored, merged)]
     can_pair = merged.value > 0 and all_hold(evidence)
     drop = upper = None
     ends = "not computed: scores cannot be paired"
@@ -165,14 +176,14 @@ def _retained(file: QuantizedFile, merged: EvalReport, thresholds: QuantizationV
         # One right answer is the floor, so it acts only on resamples that drew none at all.
         unit = Unit("relative", min(merged.value, 1 / merged.n))
         gain = gain_interval(Pair(metric, merged, scored), unit)
+        # Subtracting from zero, as -0.0 would look like a gain.
         upper, ends = 0.0 - gain.low, f"{0.0 - gain.high:.3f} to {0.0 - gain.low:.3f}"
     if merged.value > 0 and scored.metric == metric:
         lost = point_gain(metric, merged.value, scored.value, Unit("relative", 0.0))
-        # Adding zero turns -0.0 into 0.
         drop = None if lost is None else 0.0 - lost
-    told = f"{metric} {merged.value:.3f} to {scored.value:.3f} on {scored.n} examples"
+    story = f"{metric} {merged.value:.3f} to {scored.value:.3f} on {scored.n} examples"
     return [
-        limit(at_most(f"{label} drop", drop, thresholds.max_drop, f"{told}; {_told_flips(file)}")),
+        limit(at_most(f"{label} drop", drop, thresholds.max_drop, "; ".join(filter(None, (story, told))))),
         limit(at_most(f"{label} drop, upper end", upper, thresholds.drop_upper, ends)),
     ]
 

@@ -19,7 +19,9 @@ from tasks.measure import (
     Graded,
     ask_more,
     ask_test_set,
+    benchmarks,
     examinee,
+    with_suites,
     write_answers,
 )
 from tasks.phase import Outcome, phase
@@ -56,11 +58,14 @@ def baseline(
     track_reads(context, splits, "test")
     one = examinee("baseline", base.verified(), base.digest, splits, config, template)
     graded = list(_arms(context, one))
+    del one
     written = [
         write_answers(answers_of(context.workspace.metrics, each.report.arm), each.rows) for each in graded
     ]
     forget_arms(context.workspace.metrics, written)
-    report = BaselineReport(arms=tuple(each.report for each in graded))
+    first, *others = (each.report for each in graded)
+    first = with_suites(first, benchmarks(context, "baseline", base.path, config))
+    report = BaselineReport(arms=(first, *others))
     track_scores(context, report.arms)
     note = " · ".join(f"{each.report.arm} {each.note}" for each in graded)
     return Outcome(Baselines(artifact=Evaluation.of(written[0]), report=report), tuple(written), note)

@@ -6,7 +6,17 @@ from core.evaluation.config import EvaluationConfig
 from core.evaluation.reports import EvalReport
 from tasks.context import RunContext
 from tasks.data_figures import track_reads
-from tasks.measure import ENGINES, READS, Files, ask_more, ask_test_set, examinee, write_answers
+from tasks.measure import (
+    ENGINES,
+    READS,
+    Files,
+    ask_more,
+    ask_test_set,
+    benchmarks,
+    examinee,
+    with_suites,
+    write_answers,
+)
 from tasks.phase import Outcome, phase
 from tasks.score_figures import track_scores
 from tasks.scores import headed
@@ -31,9 +41,9 @@ def evaluate(
     track_reads(context, splits, "test")
     one = examinee("evaluate", tuned.verified(), tuned.digest, splits, config, template)
     graded = ask_more(context, one, ask_test_set(context, one, "tuned", list), list)
+    del one
+    report = with_suites(graded.report, benchmarks(context, "evaluate", tuned.path, config))
     answers = write_answers(context.workspace.metrics / "evaluation-answers.jsonl", graded.rows)
-    scores = write_json(context.workspace.metrics / "evaluation.json", headed(graded.report))
-    track_scores(context, (graded.report,))
-    return Outcome(
-        Measured(artifact=Evaluation.of(answers), report=graded.report), (scores, answers), graded.note
-    )
+    scores = write_json(context.workspace.metrics / "evaluation.json", headed(report))
+    track_scores(context, (report,))
+    return Outcome(Measured(artifact=Evaluation.of(answers), report=report), (scores, answers), graded.note)

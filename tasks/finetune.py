@@ -132,10 +132,8 @@ def train(
 
     rows = Rows(prepared.inputs, training)
     plan = plan_steps(len(rows), training)
-    epochs = plan.total_steps / plan.steps_per_epoch
-    status = TrainingStatus(
-        context.workspace.status, total_steps=plan.total_steps, total_epochs=round(epochs, 3)
-    )
+    epochs = round(plan.total_steps / plan.steps_per_epoch, 3)
+    status = TrainingStatus(context.workspace.status, total_steps=plan.total_steps, total_epochs=epochs)
     with status:
         adapted = attach(load_model(model.model_copy(update={"name": str(base.path)}), trainable=True), lora)
         checkpoints = context.workspace.root / training.output_dir

@@ -11,15 +11,20 @@ from core.evaluation.config import LOWER_IS_BETTER, EvaluationConfig
 from core.quantization.reports import Distance, QuantizedFile
 from tasks.chat_tokens import chat_tokenizer
 from tasks.context import RunContext
+from tasks.measure import tools_for
 from tasks.uses import use_test_set
 
 if TYPE_CHECKING:
     from core.deployment.llama import LlamaRuntime
+    from core.deployment.llama.scoring import Encode
     from core.quantization.reference import Compute, Passage, Reference
 
 Rows = list[dict[str, Any]]
 Prepare = Callable[[Rows], Rows]
 """Turns of a row in, turns for the file's own template out."""
+
+TEXT_WINDOW = 1024
+"""Tokens of a plain text that are read together, as when the merged model was scored."""
 
 
 class Bench(NamedTuple):
@@ -32,6 +37,7 @@ class Bench(NamedTuple):
     test: Path
     config: EvaluationConfig
     prepare: Prepare
+    encode: "Encode"
     window: int
     """Tokens that the longest question needs, answer included."""
 
@@ -52,9 +58,32 @@ def set_up(
     rows = list(read_jsonl(scored.verified()))
     passages = read_passages(merged, rows, examples)
     references = reference_logits(merged, passages, work)
+    encode = encoder(merged)
     longest = max(len(row["prompt_ids"]) for row in rows) + config.max_new_tokens
-    window = max(128, longest + 8, *(len(reference.ids) + 1 for reference in references))
-    return Bench(rows, references, test, config, with_tools(merged), window)
+    needed = [*(len(reference.ids) for reference in references), *shown_lengths(test, config, encode)]
+    return Bench(rows, references, test, config, with_tools(merged), encode, max(128, longest, *needed) + 8)
+
+
+def encoder(merged: Path) -> "Encode":
+    """Return the function that makes tokens of answers that a file is shown instead of asked for."""
+    from core.evaluation.shown import shown_examples
+
+    chat = chat_tokenizer(merged, "chatml")
+    return lambda prompts, references: shown_examples(chat, prompts, references, TEXT_WINDOW)
+
+
+def shown_lengths(test: Path, config: EvaluationConfig, encode: "Encode") -> list[int]:
+    """Return the lengths of what files are shown: nothing, unless likelihoods are asked for."""
+    from core.evaluation.aggregate import PERPLEXITY
+    from core.evaluation.metrics import wanted
+    from core.evaluation.questions import read_questions
+
+    names = wanted(config)
+    if PERPLEXITY not in names:
+        return []
+    asked = read_questions(test, config.max_examples, texts=names == (PERPLEXITY,))
+    groups = encode([question.messages for question in asked], [question.turn for question in asked])
+    return [len(example.input_ids) for group in groups for example in group]
 
 
 def read_passages(merged: Path, rows: Rows, examples: int) -> list["Passage"]:
@@ -113,20 +142,21 @@ def examine(context: RunContext, path: Path, kind: str, bench: Bench) -> tuple[Q
         What was measured, and one row per question.
     """
     from core.deployment.llama import LlamaRuntime
-    from core.deployment.llama.responder import LlamaResponder
+    from core.deployment.llama.scoring import LlamaScorer
     from core.evaluation.evaluate import evaluate
     from core.quantization.reference import distance
 
     digest = file_digest(path)
     with LlamaRuntime(path, context_length=bench.window, threads=context.threads) as runtime:
         result = evaluate(
-            LlamaResponder(runtime, bench.prepare),
+            LlamaScorer(runtime, bench.prepare, bench.encode),
             bench.test,
             bench.config,
             arm=kind,
             model_digest=digest,
             clock=time.monotonic,
             tick=lambda done, total: context.watcher.advanced("quantize", done, total, f"{kind} questions"),
+            tools=tools_for(context, "quantize", kind),
         )
         apart = distance(file_logits(runtime), bench.references, answers_only=True)
         speaks = (

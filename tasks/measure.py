@@ -78,10 +78,12 @@ def examinee(
 ) -> Examinee:
     """Load a model folder once for everything that it will be asked."""
     from core.evaluation.generation import TorchResponder
+    from core.evaluation.harness import check_harness
     from core.evaluation.metrics import check_metrics
     from core.models.loading import load_folder
 
     check_metrics(config, current().base)
+    check_harness(config.harness, current().base)
     model = TorchResponder(load_folder(folder), chat_tokenizer(folder, template), config.batch_size)
     return Examinee(phase, model, digest, splits, config)
 
@@ -106,11 +108,38 @@ def ask_test_set(context: RunContext, one: Examinee, arm: str, ask: "Ask") -> Gr
 
 
 def ask_more(context: RunContext, one: Examinee, graded: Graded, ask: "Ask") -> Graded:
-    """Add what is asked beside the test set: everyday knowledge, public benchmarks, sampled answers."""
-    extras: dict[str, Any] = {"suites": tuple(_suites(context, one))}
+    """Add what is asked beside the test set: everyday knowledge, and several sampled answers."""
+    extras: dict[str, Any] = {}
+    if one.config.general.enabled:
+        extras["suites"] = (_everyday(context, one),)
     if one.config.diversity.samples:
         extras["diversity"] = _diversity(context, one, ask)
     return graded._replace(report=graded.report.model_copy(update=extras))
+
+
+def benchmarks(context: RunContext, phase: str, folder: Path, config: EvaluationConfig) -> tuple[Suite, ...]:
+    """Run public benchmarks; their library loads the model itself, so nothing else may hold it meanwhile."""
+    from core.evaluation.harness import run_harness
+
+    if not config.harness.tasks:
+        return ()
+    device = _let_go()
+    context.watcher.advanced(phase, 0, len(config.harness.tasks), "benchmarks")
+    return run_harness(
+        folder,
+        config.harness,
+        base=context.base,
+        device=device,
+        batch_size=config.batch_size,
+        resamples=config.resamples,
+        confidence=config.confidence,
+        seed=config.seed,
+    )
+
+
+def with_suites(report: EvalReport, suites: tuple[Suite, ...]) -> EvalReport:
+    """Add suites to a report."""
+    return report.model_copy(update={"suites": (*report.suites, *suites)})
 
 
 def write_answers(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -136,23 +165,32 @@ def _tick(context: RunContext, phase: str, what: str) -> Callable[[int, int], No
     return lambda done, total: context.watcher.advanced(phase, done, total, what)
 
 
-def _suites(context: RunContext, one: Examinee) -> list[Suite]:
+def _let_go() -> str:
+    """Free the memory of models that nobody holds any more, and name the device for the next one."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if not torch.cuda.is_available():
+        return "cpu"
+    torch.cuda.empty_cache()
+    return "cuda"
+
+
+def _everyday(context: RunContext, one: Examinee) -> Suite:
     from core.evaluation.general import general, read_choices
 
-    config, found = one.config, []
-    if config.general.enabled:
-        path = context.base / config.general.path if config.general.path else None
-        found.append(
-            general(
-                one.model,
-                read_choices(path),
-                resamples=config.resamples,
-                confidence=config.confidence,
-                seed=config.seed,
-                tick=_tick(context, one.phase, "everyday answers weighed"),
-            )
-        )
-    return found
+    config = one.config
+    path = context.base / config.general.path if config.general.path else None
+    return general(
+        one.model,
+        read_choices(path),
+        resamples=config.resamples,
+        confidence=config.confidence,
+        seed=config.seed,
+        tick=_tick(context, one.phase, "everyday answers weighed"),
+    )
 
 
 def _diversity(context: RunContext, one: Examinee, ask: "Ask") -> Any:

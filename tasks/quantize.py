@@ -21,6 +21,7 @@ from core.quantization.config import QuantizationConfig
 from core.quantization.reports import QuantizedFile, QuantReport
 from gates.rungs import Wanted, shipped
 from gates.thresholds import QuantizationVerified
+from tasks.chat_tokens import READS as CHAT
 from tasks.context import RunContext
 from tasks.data_figures import track_reads
 from tasks.gguf_files import Written, write_files
@@ -52,21 +53,14 @@ def enough_for(
 
 ENGINES = ("gguf", "llama-cpp-python", "numpy", "torch", "transformers")
 READS = (
-    "core.data.chat",
-    "core.data.examples",
-    "core.data.records",
-    "core.data.tool_turns",
-    "core.data.templates",
-    "core.data.batches",
-    "core.data.token_store",
-    "core.models",
     "core.deployment.gguf",
     "core.deployment.llama",
-    "core.quantization",
     "core.evaluation",
-    "tasks.chat_tokens",
+    "core.models",
+    "core.quantization",
     "tasks.gguf_files",
     "tasks.ladder",
+    *CHAT,
 )
 
 
@@ -84,9 +78,13 @@ def quantize(
     name: str,
 ) -> Outcome:
     """Convert once to 16 bit, quantize from it, and ask the files the same test questions, smallest first."""
+    from core.deployment.llama.causes import family_causes
+    from core.models.loading import read_hf_config
+
     merged.verified(), splits.verified()
     track_reads(context, splits, "test")
     target = context.workspace.root / gguf_path
+    family = str((read_hf_config(merged.path).get("architectures") or ["unknown"])[0])
     with scratch_beside(target) as work:
         bench = set_up(merged.path, scored, splits.test, config, settings.parity_examples, work)
         written = write_files(context, merged.path, splits, target, work, settings, name)
@@ -95,6 +93,8 @@ def quantize(
             merged_digest=merged.digest,
             merged_bytes=sum(p.stat().st_size for p in merged.path.glob("*.safetensors")),
             parity=parity,
+            family=family,
+            causes=family_causes(family),
             source_type=written.source_type,
             importance_tokens=written.importance_tokens,
             files=(),

@@ -11,7 +11,8 @@ from typing import Any
 from core.artifacts import file_digest, write_json
 from core.evaluation.reports import EvalReport
 from core.quantization.reports import QuantizedFile, QuantReport
-from gates.rungs import Wanted, judged, ladder
+from core.training.hints import hint
+from gates.rungs import Wanted, judged, ladder, shipped
 from gates.thresholds import QuantizationVerified
 from tasks.context import current
 from tasks.scores import headed
@@ -37,6 +38,18 @@ def choose(
     context.evidence[written.relative_to(context.workspace.root).as_posix()] = file_digest(written)
     context.reports["shipped"] = chosen
     return chosen
+
+
+def advice_on(
+    tuned: EvalReport, quantized: QuantReport, thresholds: QuantizationVerified, wanted: Wanted
+) -> tuple[str, ...]:
+    """Say what to change if no file is good enough; nothing if one is."""
+    if shipped(tuned, quantized, thresholds, wanted) is not None:
+        return ()
+    others = shipped(tuned, quantized, thresholds)
+    if others is not None:
+        return (f"{wanted} lost too much, {others.type} did not: set deployment.format: smallest",)
+    return (hint("quantization_drop"),)
 
 
 def write_scores(folder: Path, report: QuantReport, chosen: QuantizedFile) -> Path:

@@ -262,12 +262,12 @@ def _ways_of_asking(facts: CardFacts) -> list[str]:
 
 def _beyond_the_test(facts: CardFacts) -> list[str]:
     """Say what became of everything else the base was asked."""
-    before = {suite.name: suite for arm in reversed(facts.arms) for suite in arm.suites}
+    before = {(s.name, s.metric): s for arm in reversed(facts.arms) for s in arm.suites}
     return [
         f"{suite.name}, {suite.n} questions apart from the test split: {suite.metric} {suite.value:.4f}, and "
-        f"{before[suite.name].value:.4f} before training."
+        f"{known.value:.4f} before training."
         for suite in facts.tuned.suites
-        if suite.name in before and before[suite.name].digest == suite.digest
+        if (known := before.get((suite.name, suite.metric))) and known.digest == suite.digest
     ]
 
 

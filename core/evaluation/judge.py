@@ -116,7 +116,9 @@ class Judge:
             ResourceError: If the endpoint refuses, or cannot be reached.
             EngineFailed: If it answers with something else than a verdict.
         """
-        todo = {self._digest(case): case for case in reversed(cases)}
+        todo: dict[str, Case] = {}
+        for case in cases:
+            todo.setdefault(self._digest(case), case)
         with ThreadPoolExecutor(self._parallel) as pool:
             waiting = [
                 pool.submit(self._verdict, digest, case)

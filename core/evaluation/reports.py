@@ -48,6 +48,8 @@ class Suite(Frozen):
     """Digest of the questions: equal digests mean the same questions."""
     scores: tuple[float, ...] = ()
     """One score per question where there is one."""
+    higher_is_better: bool = True
+    """A smaller value is worse; false for a benchmark's perplexity."""
 
 
 class Diversity(Frozen):

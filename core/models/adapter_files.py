@@ -13,8 +13,8 @@ from core.models.weight_files import BrokenFile, TensorFiles, read_header
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 OTHER_BASE = "use the base that the adapter was trained on"
-# What is left of a tensor's name after the layer it belongs to.
-_PART = re.compile(r"\.(lora_A|lora_B|lora_magnitude_vector|bias)(?:\.weight)?$|\.(bias)$")
+# What is left of a tensor's name after the layer it belongs to; a trained bias keeps PEFT's wrapper in its name.
+_PART = re.compile(r"(?:\.base_layer)?\.(lora_A|lora_B|lora_magnitude_vector|bias)(?:\.weight)?$")
 
 
 def check_adapter(folder: Path, model: nn.Module) -> dict[str, Any]:
@@ -35,22 +35,17 @@ def check_adapter(folder: Path, model: nn.Module) -> dict[str, Any]:
     """
     settings, tensors = _read(folder)
     base = settings.get("base_model_name_or_path") or "an unnamed base"
-    layers = {}
-    for name, module in model.named_modules():
-        layers[name] = module
-    covered = set()
+    layers, covered = dict(model.named_modules()), set()
     for name, info in sorted(tensors.items()):
         layer, part = _split(name, folder)
         if layer not in layers:
-            raise ModelError(f"the adapter is for another base ({base}): no layer {layer} here", where=str(folder), fix=OTHER_BASE)  # fmt: skip
+            what = f"the adapter is for another base ({base}): no layer {layer} here"
+            raise ModelError(what, where=str(folder), fix=OTHER_BASE)
         covered.add(layer)
         _check_width(folder, layers[layer], layer, part, info.shape)
     if lacking := _uncovered(settings, layers, covered):
-        raise ModelError(
-            f"the adapter is for another base ({base}): it has nothing for layer {lacking}",
-            where=str(folder),
-            fix=OTHER_BASE,
-        )
+        what = f"the adapter is for another base ({base}): it has nothing for layer {lacking}"
+        raise ModelError(what, where=str(folder), fix=OTHER_BASE)
     return settings
 
 
@@ -62,7 +57,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], TensorFiles]:
     file = folder / WEIGHTS
     if not file.is_file():
         pickled = " (pickled weights are refused)" if list(folder.glob("*.bin")) else ""
-        raise ModelError(f"has no {WEIGHTS}{pickled}", where=str(folder), fix="save the adapter as safetensors")
+        raise ModelError(
+            f"has no {WEIGHTS}{pickled}", where=str(folder), fix="save the adapter as safetensors"
+        )
     try:
         return settings, read_header(file)
     except BrokenFile as error:
@@ -73,7 +70,7 @@ def _split(name: str, folder: Path) -> tuple[str, str]:
     found = _PART.search(name)
     if not found or not name.startswith(PREFIX):
         raise ModelError(f"holds a tensor that no adapter has: {name}", where=str(folder), fix=OTHER_BASE)
-    return name[len(PREFIX) : found.start()], found.group(1) or found.group(2)
+    return name[len(PREFIX) : found.start()], found.group(1)
 
 
 def _check_width(folder: Path, module: nn.Module, layer: str, part: str, shape: tuple[int, ...]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -23,6 +23,7 @@ class AdapterSet:
             slots: PEFT's name of each adapter by ours; PEFT does not take every name.
         """
         self.model, self._slots = model, dict(slots)
+        self._layers: Any = model.base_model
 
     @classmethod
     def load(cls, base: PreTrainedModel, adapters: Mapping[str, Path]) -> Self:
@@ -67,11 +68,11 @@ class AdapterSet:
             ModelError: If there is no such adapter.
         """
         if name is None:
-            self.model.base_model.disable_adapter_layers()
+            self._layers.disable_adapter_layers()
             return self.model
         if name not in self._slots:
             raise ModelError(f"no adapter named {name}", fix=f"one of {', '.join(self._slots)}")
-        self.model.base_model.enable_adapter_layers()
+        self._layers.enable_adapter_layers()
         self.model.set_adapter(self._slots[name], inference_mode=True)
         return self.model
 

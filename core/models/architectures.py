@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 TABLE = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
 
@@ -33,7 +34,7 @@ def _assigns(node: ast.stmt) -> bool:
     return any(isinstance(target, ast.Name) and target.id == TABLE for target in targets)
 
 
-def _entries(node: ast.stmt) -> list[tuple[object, object]]:
+def _entries(node: ast.stmt) -> list[tuple[Any, Any]]:
     value = getattr(node, "value", None)
     listed = value.args[0] if isinstance(value, ast.Call) and value.args else value
     if listed is None:

@@ -38,11 +38,15 @@ def clear_messages(name: str) -> Iterator[None]:
         fix = "load_in_4bit: true, or a smaller model"
         raise ResourceError("not enough GPU memory to load the model", where=name, fix=fix) from error
     except MemoryError as error:
-        raise ResourceError("not enough memory to load the model", where=name, fix="a smaller model") from error
+        raise ResourceError(
+            "not enough memory to load the model", where=name, fix="a smaller model"
+        ) from error
     except (OfflineModeIsEnabled, HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
         raise hub_error(name, error) from error
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ModelError(f"cannot load the model: {first_line(error)}", where=name, fix=GENERAL_FIX) from error
+        raise ModelError(
+            f"cannot load the model: {first_line(error)}", where=name, fix=GENERAL_FIX
+        ) from error
     except RuntimeError as error:
         if "mismatch" not in str(error):
             raise

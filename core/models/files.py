@@ -74,7 +74,9 @@ def config_flaws(folder: Path) -> Iterator[Flaw]:
     adapter, _ = read_object(folder / "adapter_config.json")
     if problem == "is missing" and adapter:
         base = adapter.get("base_model_name_or_path") or "its base model"
-        yield Flaw("holds an adapter, not a model", f"model.name: {base}; an adapter is trained from its base")
+        yield Flaw(
+            "holds an adapter, not a model", f"model.name: {base}; an adapter is trained from its base"
+        )
     elif problem:
         yield Flaw(f"has no readable config.json: it {problem}", "give the folder of a Hugging Face model")
     else:
@@ -92,7 +94,9 @@ def _architecture_flaws(config: dict[str, Any]) -> Iterator[Flaw]:
         elif not isinstance(kind, str):
             yield Flaw("has a config.json without a model_type", "give the folder of a Hugging Face model")
         else:
-            what = f"is a {kind}, of which Transformers {transformers_version()} knows no causal language model"
+            what = (
+                f"is a {kind}, of which Transformers {transformers_version()} knows no causal language model"
+            )
             yield Flaw(what, f"{another}, or a newer Transformers")
         return
     named = [str(name) for name in config.get("architectures") or []]

@@ -53,7 +53,7 @@ def read_weights(
     Raises:
         ModelError: If the files lack weights of the model: Transformers would draw them at random.
     """
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         name,
         dtype=dtype,
         quantization_config=held,
@@ -62,14 +62,15 @@ def read_weights(
         trust_remote_code=False,
         output_loading_info=True,
     )
+    model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"the weights lack {len(missing)} tensors of the model: {', '.join(missing[:3])}",
             where=name,
             fix="download the model again, or take config.json and the weights from the same model",
         )
-    loaded: PreTrainedModel = model
-    return loaded if held else moved(loaded, device)
+    whole: PreTrainedModel = model
+    return whole if held else moved(whole, device)
 
 
 def is_quantized(model: torch.nn.Module) -> bool:

@@ -73,7 +73,9 @@ def load_folder(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedMod
     device = pick_device()
     require_loadable(local_snapshot(str(folder)))
     with clear_messages(str(folder)):
-        return read_weights(str(folder), device, dtype or pick_dtype(None, device)).eval()
+        model = read_weights(str(folder), device, dtype or pick_dtype(None, device))
+    model.eval()
+    return model
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:
@@ -103,9 +105,11 @@ def require_parsed(file: Path) -> None:
         return
     try:
         Tokenizer.from_file(str(file))
-    except Exception as error:  # noqa: BLE001 - the library's only class of error
+    except Exception as error:
         fix = "download or save the tokenizer again"
-        raise ModelError(f"tokenizer.json is broken: {first_line(error)}", where=str(file.parent), fix=fix) from error
+        raise ModelError(
+            f"tokenizer.json is broken: {first_line(error)}", where=str(file.parent), fix=fix
+        ) from error
 
 
 def local_snapshot(name: str, revision: str | None = None) -> Path:
@@ -127,9 +131,7 @@ def local_snapshot(name: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     with clear_messages(name):
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=WANTED, ignore_patterns=COPIES)
-        )
+        return Path(snapshot_download(name, revision=revision, allow_patterns=WANTED, ignore_patterns=COPIES))
 
 
 def read_hf_config(folder: Path) -> dict[str, Any]:

@@ -106,7 +106,8 @@ def exact_weight(layer: Any, adapter: str = "default") -> Tensor:
     if adapter not in layer.lora_magnitude_vector:
         return whole
     length = layer.lora_magnitude_vector[adapter].weight.float()
-    return length[:, None] * whole / whole.norm(dim=1, keepdim=True)
+    scaled: Tensor = length[:, None] * whole / whole.norm(dim=1, keepdim=True)
+    return scaled
 
 
 def unmerge_error(layer: Any) -> float:

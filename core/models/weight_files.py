@@ -39,7 +39,9 @@ def weight_flaws(folder: Path) -> Iterator[Flaw]:
     present = sorted(folder.glob("*.safetensors"))
     if not present:
         pickled = any(next(folder.glob(pattern), None) for pattern in PICKLED)
-        what = "only pickled weights (*.bin), which can run code when loaded" if pickled else "no *.safetensors"
+        what = (
+            "only pickled weights (*.bin), which can run code when loaded" if pickled else "no *.safetensors"
+        )
         yield Flaw(f"has {what}", "convert or download the weights as safetensors")
         return
     if missing := missing_shards(folder):

@@ -33,9 +33,9 @@ def preflight(config: RunConfig, config_path: Path, workspace: Path) -> Prefligh
         Findings at the level that a run gives them; see ``PreflightReport.for_any_machine``.
     """
     cache = workspace / ".factory/downloads"
-    findings = [*_data_findings(config, config_path, cache), *_software_findings(config)]
-    findings += _judge_findings(config)
     device = find_device()
+    findings = [*_data_findings(config, config_path, cache), *_software_findings(config, device)]
+    findings += _measuring_findings(config)
     model, of_model = find_model(config, config_path)
     findings += of_model
     shape = shape_from_config(model.config) if model and model.config else published_shape(config.model.name)
@@ -75,9 +75,14 @@ def _data_findings(config: RunConfig, config_path: Path, cache: Path) -> Iterato
             yield Finding(level="warning", kind="data", where=f"sources.{number}", what=what)
 
 
-def _judge_findings(config: RunConfig) -> Iterator[Finding]:
+def _measuring_findings(config: RunConfig) -> Iterator[Finding]:
+    from core.evaluation.harness import check_harness
+    from core.evaluation.metrics import check_metrics
+
     variable = judge_variable(config.evaluation)
     try:
+        check_metrics(config.evaluation, Path.cwd())
+        check_harness(config.evaluation.harness, Path.cwd())
         if variable:
             read_secret(variable, "evaluation.judge.key_variable")
     except UserError as error:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.models.files import folder_flaws, read_object
-from core.models.frameworks import find_obstacle
 from core.models.resources import PUBLISHED, published_shape
 from core.models.weight_files import missing_shards
 from flows.config_file import resolve_path
@@ -79,24 +78,13 @@ def _nearest_models(name: str, config_path: Path) -> str:
 
 
 def _read_model(folder: Path) -> FoundModel:
-    return FoundModel(folder, read_object(folder / "config.json").value)  # _folder_findings says what is wrong
+    return FoundModel(
+        folder, read_object(folder / "config.json").value
+    )  # _folder_findings says what is wrong
 
 
 def _folder_findings(folder: Path) -> Iterator[Finding]:
     yield from (_bad_model(f"{folder} {flaw.what}", flaw.fix) for flaw in folder_flaws(folder))
-
-
-def framework_findings(config: RunConfig, *, has_gpu: bool) -> Iterator[Finding]:
-    """Say whether the chosen engine can work here, and what is used instead if the config allows that."""
-    obstacle = find_obstacle(config.model.framework, has_gpu=has_gpu)
-    if obstacle is None:
-        return
-    if config.model.fall_back:
-        what, fix = f"{obstacle.what}; hf will train instead", obstacle.fix
-        yield Finding(level="warning", kind="software", where="model.framework", what=what, fix=fix)
-    else:
-        what, fix = obstacle.what, obstacle.fix
-        yield Finding(level="error", kind="software", where="model.framework", what=what, fix=fix)
 
 
 def _hub_model(name: str, revision: str | None) -> tuple[FoundModel, list[Finding]]:

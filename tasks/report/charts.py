@@ -7,7 +7,7 @@ at these positions is up to the template.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from tasks.report import numbers
@@ -80,24 +80,32 @@ class Span(NamedTuple):
         return round(100 * (value - self.low) / (self.high - self.low), 3)
 
 
-def interval_chart(arms: Sequence[Whisker]) -> IntervalChart | None:
-    """Place intervals of scores on a common axis.
+def interval_chart(
+    arms: Sequence[Whisker],
+    label: Callable[[float], str] = lambda value: f"{100 * value:.4g}{numbers.GAP}%",
+    *,
+    within: tuple[float, float] | None = (0.0, 1.0),
+) -> IntervalChart | None:
+    """Place intervals on a common axis.
 
     Args:
         arms: Label and the three values of each, in the order to draw.
+        label: Writes a tick; per cent by default.
+        within: What the axis does not leave for the sake of room: scores are shares. None knows no bounds.
 
     Returns:
-        The same whiskers as positions, and ticks in per cent; None without arms.
+        The same whiskers as positions, and ticks; None without arms.
     """
     if not arms:
         return None
     low, high = min(arm.low for arm in arms), max(arm.high for arm in arms)
     spare = max(0.0, NARROWEST_SCORES - (high - low)) / 2
-    low, high = min(low, max(0.0, low - spare)), max(high, min(1.0, high + spare))
+    first, last = within or (low - spare, high + spare)
+    low, high = min(low, max(first, low - spare)), max(high, min(last, high + spare))
     step = nice_step(low, high, 5)
     span = rounded(low, high, step)
     placed = tuple(Whisker(a.label, span.at(a.low), span.at(a.value), span.at(a.high)) for a in arms)
-    ticks = tuple(Tick(span.at(t), f"{100 * t:.4g}{numbers.GAP}%") for t in ticks_within(span, step))
+    ticks = tuple(Tick(span.at(t), label(t)) for t in ticks_within(span, step))
     return IntervalChart(placed, ticks)
 
 

@@ -1,7 +1,9 @@
 """Numbers, sizes and times as people write them."""
 
+from collections.abc import Callable
 from datetime import datetime
 
+from core.evaluation.reports import LOWER_IS_BETTER
 from gates.verdict import Value
 
 GAP = "\N{NARROW NO-BREAK SPACE}"
@@ -12,7 +14,24 @@ OTHERS = "others"
 DIGEST_HEAD = len("sha256:") + 12
 LONGEST_VALUE = 80
 COMPARISONS = {">=": "≥", "<=": "≤", ">": ">", "<": "<", "==": "=", "!=": "≠"}
-METRICS = {"exact_match": "Exact match", "token_f1": "Token F1"}
+METRICS = {
+    "exact_match": "Exact match",
+    "token_f1": "Token F1",
+    "rouge_l": "ROUGE-L",
+    "chrf": "chrF",
+    "numeric": "Numeric match",
+    "json_valid": "Valid JSON",
+    "similarity": "Similarity",
+    "perplexity": "Perplexity",
+    "judge": "Judge",
+}
+ARMS = {
+    "zero_shot": "Base, as it is",
+    "few_shot": "Base, after examples",
+    "prompted": "Base, instructed",
+    "tuned": "Tuned model",
+}
+"""Who answered, in words; a quantized file goes by its type."""
 
 
 def percent(share: float | None) -> str:
@@ -23,6 +42,40 @@ def percent(share: float | None) -> str:
 def points(difference: float | None) -> str:
     """Write a difference of two shares in percentage points, always with a sign."""
     return ABSENT if difference is None else _signed(difference * 100, "+.1f")
+
+
+def score(value: float, metric: str) -> str:
+    """Write a metric's value: a share in per cent, a perplexity as a number."""
+    return number(value) if metric in LOWER_IS_BETTER else percent(value)
+
+
+def change(before: float, after: float, metric: str, *, is_gain: bool = False) -> str:
+    """Write a difference of two values in points, or in a perplexity's own unit.
+
+    Args:
+        before: The first value.
+        after: The second one.
+        metric: Decides the unit.
+        is_gain: The values are gains, which rise where a perplexity falls.
+    """
+    if metric in LOWER_IS_BETTER:
+        return signed(after - before) + (" less" if is_gain and after > before else "")
+    return points(after - before)
+
+
+def gain_tick(metric: str) -> Callable[[float], str]:
+    """Return the function that labels an axis of gains."""
+    return signed if metric in LOWER_IS_BETTER else lambda value: _signed(100 * value, "+.4g")
+
+
+def signed(difference: float) -> str:
+    """Write a difference of unknown unit with its sign and three digits that count."""
+    return _signed(difference, "+.3g")
+
+
+def arm(name: str) -> str:
+    """Say who answered."""
+    return ARMS.get(name, name)
 
 
 def count(number: float) -> str:

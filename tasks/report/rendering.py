@@ -13,7 +13,7 @@ from tasks.report.answers import is_right
 
 NUMBER_FILTERS = (
     *("percent", "points", "count", "compact", "size", "duration", "moment"),
-    *("number", "short", "value", "sides", "comparison", "metric", "some", "capitalize_first"),
+    *("number", "short", "value", "sides", "comparison", "metric", "arm", "some", "capitalize_first"),
 )
 """Functions of ``numbers`` that the templates may call."""
 

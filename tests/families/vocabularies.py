@@ -257,7 +257,8 @@ def _gemma(names: Published) -> Any:
     vocab, merges = sentencepiece_parts(names.control[:5] + names.plain[:1] + names.control[5:])
     tokenizer = hub.GemmaTokenizer(vocab=dict(vocab), merges=list(merges))
     tokenizer.add_tokens(_special(names.control), special_tokens=True)
-    tokenizer.add_tokens(_plain(names.plain))
+    # Runs of spaces are pieces that merging makes; the published list names them once more.
+    tokenizer.add_tokens(_plain(tuple(name for name in names.plain if SPACE not in name or name in vocab)))
     tokenizer.backend_tokenizer.post_processor = starts_with(tokenizer.backend_tokenizer, "<bos>")
     return tokenizer
 

@@ -20,7 +20,7 @@ from core.data.reports import (
 )
 from core.deployment.reports import BundledFile, BundleReport, Smoke
 from core.evaluation.reports import BaselineReport, Decoding, EvalReport, MetricValue
-from core.quantization.reports import QuantizedFile, QuantReport
+from core.quantization.reports import Distance, QuantizedFile, QuantReport
 from core.training.reports import EvalLoss, TrainReport
 
 
@@ -195,6 +195,10 @@ def quantized_file(kind: str, count: int, size: int) -> QuantizedFile:
         has_magic=True,
         loads=True,
         prompt_mismatches=0,
+        distance=Distance(max_abs=0.6, kl=2e-3, argmax_agreement=0.99, tokens=90),
+        broken=48 - count,
+        text_agreement=0.95,
+        load_seconds=0.3,
         evaluation=evaluation(kind, right(count), kind),
     )
 
@@ -204,6 +208,9 @@ def quantized():
     return QuantReport(
         merged_digest=digest("merged"),
         merged_bytes=10_000_000,
+        family="LlamaForCausalLM",
+        parity=Distance(max_abs=0.01, kl=1e-6, argmax_agreement=1.0, tokens=300),
+        causes=("the rotary base", "query and key order"),
         files=(quantized_file("Q8_0", 48, 5_500_000), quantized_file("Q4_K_M", 47, 3_000_000)),
     )
 

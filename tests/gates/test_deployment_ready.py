@@ -4,12 +4,14 @@ import pytest
 
 from gates.deployment_ready import deployment_ready
 from gates.thresholds import DeploymentReady
+from tests.gates.conftest import digest
 
 DEFAULT = DeploymentReady()
+CHOSEN = digest("Q4_K_M")
 
 
-def failed(bundle, quantized, thresholds=DEFAULT):
-    return {check.name for check in deployment_ready(bundle, quantized, thresholds).failed}
+def failed(bundle, quantized, thresholds=DEFAULT, chosen=CHOSEN):
+    return {check.name for check in deployment_ready(bundle, quantized, thresholds, chosen).failed}
 
 
 def smoked(bundle, **update):
@@ -17,7 +19,7 @@ def smoked(bundle, **update):
 
 
 def test_a_working_bundle_opens_the_gate(bundle, quantized):
-    verdict = deployment_ready(bundle, quantized, DEFAULT)
+    verdict = deployment_ready(bundle, quantized, DEFAULT, digest("Q4_K_M"))
     assert verdict.passed
     assert verdict.gate == "deployment-ready"
     assert len({check.name for check in verdict.checks}) == len(verdict.checks)
@@ -76,7 +78,8 @@ def test_the_bundle_must_be_whole_and_of_the_verified_file(bundle, quantized, up
 
 
 def test_what_is_missing_is_named(bundle, quantized):
-    verdict = deployment_ready(bundle.model_copy(update={"missing": ("a", "b")}), quantized, DEFAULT)
+    lacking = bundle.model_copy(update={"missing": ("a", "b")})
+    verdict = deployment_ready(lacking, quantized, DEFAULT, digest("Q4_K_M"))
     assert verdict.failed[0].detail == "a, b"
 
 
@@ -93,3 +96,8 @@ def test_blank_digests_do_not_agree(bundle, quantized):
 def test_a_cut_off_copy_closes_it(bundle, quantized):
     cut = bundle.files[0].model_copy(update={"bytes": 2_999_999})
     assert failed(bundle.model_copy(update={"files": (cut,)}), quantized) == {"bundled bytes"}
+
+
+@pytest.mark.parametrize("chosen", [digest("Q8_0"), "", None])
+def test_a_file_that_the_ladder_did_not_choose_closes_it(bundle, quantized, chosen):
+    assert failed(bundle, quantized, DEFAULT, chosen) == {"bundled file"}

@@ -554,7 +554,9 @@ def knows(arms, tuned):
 def test_a_fall_of_everyday_knowledge_from_both_sides(knows, training, after, most, closed):
     base, now = knows((knowing(right(90, 100)),), (knowing(after),))
     thresholds = ModelPerformance(max_forgetting=most)
-    assert failed(base, now, training, thresholds) == ({"general fall beyond chance"} if closed else set())
+    assert failed(base, now, training, thresholds) == (
+        {"general accuracy fall beyond chance"} if closed else set()
+    )
 
 
 def test_a_fall_that_chance_explains_is_none(knows, training):
@@ -562,9 +564,9 @@ def test_a_fall_that_chance_explains_is_none(knows, training):
     scrambled = after[4:] + after[:4]
     base, now = knows((knowing(before),), (knowing(scrambled),))
     verdict = model_performance(base, now, training, DEFAULT)
-    check = next(c for c in verdict.checks if c.name == "general fall beyond chance")
+    check = next(c for c in verdict.checks if c.name == "general accuracy fall beyond chance")
     assert verdict.passed and check.observed == 0
-    assert "accuracy 0.500 to 0.300 on 10 questions" in check.detail and "chance" in check.detail
+    assert "0.500 to 0.300 on 10 questions" in check.detail and "chance" in check.detail
 
 
 def test_without_scores_only_intervals_that_lie_apart_count(knows, training):
@@ -572,7 +574,7 @@ def test_without_scores_only_intervals_that_lie_apart_count(knows, training):
     near = {"scores": (), "low": 0.1, "high": 0.6}
     apart = {"scores": (), "low": 0.1, "high": 0.4}
     before = knowing(right(80, 100), "arc", **wide)
-    for ends, closed in ((near, set()), (apart, {"arc fall beyond chance"})):
+    for ends, closed in ((near, set()), (apart, {"arc accuracy fall beyond chance"})):
         base, now = knows((before,), (knowing(right(20, 100), "arc", **ends),))
         assert failed(base, now, training) == closed
 
@@ -580,11 +582,11 @@ def test_without_scores_only_intervals_that_lie_apart_count(knows, training):
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"digest": "sha256:other"}, "general questions"),
-        ({"metric": "f1"}, "general metric"),
-        ({"n": 99}, "general number of questions"),
-        ({"value": 0.95}, "general tuned value"),
-        ({"scores": right(90, 99)}, "general tuned scores"),
+        ({"digest": "sha256:other"}, "general accuracy questions"),
+        ({"metric": "f1"}, "general f1 questions"),
+        ({"n": 99}, "general accuracy number of questions"),
+        ({"value": 0.95}, "general accuracy tuned value"),
+        ({"scores": right(90, 99)}, "general accuracy tuned scores"),
     ],
 )
 def test_other_questions_or_made_up_scores_close_it(knows, training, change, name):
@@ -594,8 +596,24 @@ def test_other_questions_or_made_up_scores_close_it(knows, training, change, nam
     assert lax == set()
 
 
+def test_metrics_of_a_benchmark_are_told_apart_and_its_perplexity_is_no_share(knows, training):
+    def asked(accuracy, surprise):
+        low = {"scores": (), "low": surprise, "high": surprise, "value": surprise}
+        return (
+            knowing(right(accuracy, 100), "arc"),
+            knowing(right(accuracy, 100), "arc", metric="acc_norm"),
+            knowing(right(50, 100), "arc", metric="perplexity", higher_is_better=False, **low),
+        )
+
+    base, now = knows(asked(90, 2.0), asked(50, 0.5))
+    assert failed(base, now, training) == {
+        "arc accuracy fall beyond chance",
+        "arc acc_norm fall beyond chance",
+    }
+
+
 def test_knowledge_that_only_one_model_was_asked_about_closes_it(knows, training):
     asked = (knowing(right(90, 100)),)
-    assert failed(*knows(asked, ()), training) == {"general questions"}
-    assert failed(*knows((), asked), training) == {"general questions"}
+    assert failed(*knows(asked, ()), training) == {"general accuracy questions"}
+    assert failed(*knows((), asked), training) == {"general accuracy questions"}
     assert failed(*knows((), ()), training) == set()

@@ -1,27 +1,19 @@
 """Does the file compute what the checkpoint computes? Logits of both, side by side."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from core.deployment.llama.causes import family_causes
 from core.deployment.llama.runtime import LlamaRuntime
+from core.quantization.distance import DistanceSum
+from core.quantization.reports import Distance
 
-
-@dataclass(frozen=True)
-class ParityReport:
-    """How far the file's logits are from the checkpoint's."""
-
-    max_abs: float
-    """Largest difference of any logit."""
-    kl: float
-    """Mean divergence of the next-token distributions from the checkpoint's, in nats."""
-    argmax_agreement: float
-    """Share of positions with the same likeliest token."""
-    tokens: int
+__all__ = ["compare_logits", "family_causes"]
 
 
 def compare_logits(
@@ -32,8 +24,9 @@ def compare_logits(
     seed: int = 3407,
     threads: int = 1,
     context_length: int | None = None,
-) -> ParityReport:
-    """Compare a file with the checkpoint it was written from, on random tokens.
+    sequences: Sequence[Sequence[int]] = (),
+) -> Distance:
+    """Compare a file with the checkpoint it was written from, on random tokens and on given ones.
 
     Conversions fail silently: a wrong rotary base or a lost norm still produces
     fluent nonsense. Logits do not lie.
@@ -41,49 +34,42 @@ def compare_logits(
     Args:
         model_dir: Checkpoint folder; run in float32 by transformers.
         gguf_path: The file; run with float32 keys and values.
-        tokens: Length of the random sample.
+        tokens: Length of the random sample; 0 for none.
         seed: Draws the sample.
         threads: Threads for llama.cpp.
-        context_length: Window to open the file with; default fits the sample.
+        context_length: Window to open the file with; default fits the longest sequence.
+        sequences: Token ids of real prompts and answers.
 
     Returns:
-        The distances.
+        The distances over all positions.
 
     Raises:
         ModelError: If llama.cpp refuses the file.
         EngineFailed: If llama.cpp dies.
+        ValueError: If there is nothing to compare.
     """
-    window = context_length or tokens + 1
+    window = context_length or max([tokens, *map(len, sequences)]) + 1
+    total = DistanceSum()
+    model = _reference_model(model_dir)
     with LlamaRuntime(gguf_path, context_length=window, threads=threads, exact=True) as runtime:
-        ids = _sample(tokens, runtime.vocabulary, seed)
-        found = runtime.logits(ids)
-    return _distances(_reference(model_dir, ids), found)
+        sample = [_sample(tokens, runtime.vocabulary, seed)] if tokens else []
+        for ids in [*sample, *map(list, sequences)]:
+            total.add(_reference(model, ids), runtime.logits(ids))
+    return total.total()
 
 
 def _sample(tokens: int, vocabulary: int, seed: int) -> list[int]:
     return [int(n) for n in np.random.default_rng(seed).integers(0, vocabulary, tokens)]
 
 
-def _reference(model_dir: Path, ids: list[int]) -> NDArray[np.float32]:
-    model = AutoModelForCausalLM.from_pretrained(
+def _reference_model(model_dir: Path) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         model_dir, dtype=torch.float32, local_files_only=True, trust_remote_code=False
     )
+    return model
+
+
+def _reference(model: PreTrainedModel, ids: list[int]) -> NDArray[np.float32]:
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([ids])).logits[0]
     return np.asarray(logits.float().numpy())
-
-
-def _distances(reference: NDArray[np.float32], found: NDArray[np.float32]) -> ParityReport:
-    wanted, given = _log_softmax(reference), _log_softmax(found)
-    divergence = (np.exp(wanted) * (wanted - given)).sum(axis=-1)
-    return ParityReport(
-        max_abs=float(np.abs(reference.astype(np.float64) - found).max()),
-        kl=float(divergence.mean()),
-        argmax_agreement=float((reference.argmax(-1) == found.argmax(-1)).mean()),
-        tokens=len(reference),
-    )
-
-
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))

@@ -19,6 +19,7 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TextIO
 
 from jinja2 import TemplateError
@@ -127,7 +128,7 @@ def _generate(engine: Engine, spelling: Spelling, request: dict[str, Any], reply
 
 def _logits(engine: Engine, spelling: Spelling, request: dict[str, Any], reply: Reply) -> None:
     # Through a file: rows over a large vocabulary are megabytes each, and JSON would triple them.
-    with open(request["path"], "wb") as stream:
+    with Path(request["path"]).open("wb") as stream:
         for row in engine.logits(request["ids"], request["first"]):
             stream.write(row)
     reply({"done": {}})

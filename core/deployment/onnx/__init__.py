@@ -1,15 +1,27 @@
 """Exports models to ONNX with a key-value cache, and runs them under ONNX Runtime.
 
-    export(model_dir, target, kind, *, threads) -> None
-        Write the folder ``target`` (model.onnx and its weights, tokenizer, chat template, config), atomically.
-        ``kind``: fp32, fp16, int8 or int4. ModelError, ConfigError (extra missing), ResourceError.
-    OnnxRunner(folder, *, threads)
-        .logits(ids [b, s]) -> float32 [b, s, v]; .decode_logits(ids [b, s]) -> the same, token by token with the cache;
-        .generate(prompts, max_new_tokens, stop_ids) -> new ids of each prompt, greedy, left-padded batches.
-    OnnxResponder(runner, chat, batch_size)
-        A ``core.evaluation.evaluate.Responder``.
-    verify(runner, model_dir, rows) -> (Distance of the prompt's logits, Distance of step-by-step decoding)
-    benchmark(runner, ids, ...) -> OnnxBenchmark
-    examine_onnx(model_dir, target, kind, ...) -> OnnxFile
-        All of it for one type; what the quantize phase calls.
+    with traced_graph(merged, target, threads=n) as traced:      once per model
+        export(merged, target, kind, threads=n, traced=traced)   once per type: fp32, fp16, int8, int4
+    examine_onnx(target, kind, bench, ...) -> OnnxFile, rows     logits, answers, speed
+
+``OnnxRunner`` opens an exported folder; ``OnnxResponder`` asks it test questions. Nothing here needs the packages of
+the extra before it is called.
 """
+
+from core.deployment.onnx.examine import OnnxBench, benchmark, examine_onnx, verify
+from core.deployment.onnx.export import export, traced_graph
+from core.deployment.onnx.probe import require_onnx
+from core.deployment.onnx.responder import OnnxResponder
+from core.deployment.onnx.runner import OnnxRunner
+
+__all__ = [
+    "OnnxBench",
+    "OnnxResponder",
+    "OnnxRunner",
+    "benchmark",
+    "examine_onnx",
+    "export",
+    "require_onnx",
+    "traced_graph",
+    "verify",
+]

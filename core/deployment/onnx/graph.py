@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 
-from core.deployment.onnx.names import INPUTS, WEIGHTS_FILE, past_names, present_names
-from core.errors import ModelError, ResourceError
+from core.deployment.onnx.names import INPUTS, past_names, present_names
+from core.errors import ModelError
+from core.models.failures import clear_messages
+from core.models.files import require_loadable
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -34,20 +35,11 @@ def load_for_export(folder: Path) -> "PreTrainedModel":
     """
     from transformers import AutoModelForCausalLM
 
-    if not (folder / "config.json").is_file():
-        raise ModelError("there is no model here", where=str(folder), fix="give a folder with config.json and *.safetensors")
-    try:
+    require_loadable(folder)
+    with clear_messages(str(folder)):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
         )
-    except MemoryError as error:
-        raise ResourceError("not enough memory to load the model in float32", where=str(folder)) from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"cannot load the model: {str(error).strip().splitlines()[0]}",
-            where=str(folder),
-            fix="give a whole merged model in safetensors",
-        ) from error
     return model.eval()
 
 
@@ -84,13 +76,6 @@ def trace(model: "PreTrainedModel", *, fused: bool = True) -> "onnx_ir.Model":
     _rename(program, _layers(example))
     _strip(program)
     return program
-
-
-def save(program: "onnx_ir.Model", path: Path) -> None:
-    """Write the graph, and its weights beside it, so that no file meets protobuf's limit of 2 GB."""
-    import onnx_ir
-
-    onnx_ir.save(program, path, external_data=WEIGHTS_FILE)
 
 
 def _example(model: "PreTrainedModel") -> dict[str, Any]:

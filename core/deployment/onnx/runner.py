@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from core.deployment.onnx.names import CACHE_AXES, MODEL_FILE, past_names, present_names
+from core.deployment.onnx.names import CACHE_AXES, INPUTS, MODEL_FILE, past_names, present_names
 from core.deployment.onnx.probe import require_onnx
 from core.errors import ModelError, ResourceError
 
@@ -16,10 +16,11 @@ Logits = NDArray[np.float32]
 
 LOGITS_BYTES = 256 * 2**20
 """Most bytes of logits at once: a prompt is read in pieces, for every piece yields scores of the whole vocabulary."""
+AGAIN = "export it again"
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
     """What generation carries from step to step."""
 
     cache: list[Any]
@@ -52,8 +53,11 @@ class OnnxRunner:
         layers = sum(name.endswith(".key") for name in inputs)
         self._past, self._present = past_names(layers), present_names(layers)
         # Number of key-value heads and their width; the other axes are free.
+        if not layers or not {*INPUTS, *self._past} == set(inputs):
+            raise ModelError(
+                "this is no ONNX model with a key-value cache of ours", where=str(self.path), fix=AGAIN
+            )
         self._cache_shapes = [_fixed(inputs[name].shape, self.path) for name in self._past]
-        self._cache_type = np.float16 if "float16" in inputs[self._past[0]].type else np.float32
         self.vocabulary = int(self._session.get_outputs()[0].shape[-1])
 
     def logits(self, ids: Ids) -> Logits:
@@ -65,7 +69,7 @@ class OnnxRunner:
         Returns:
             Scores, [b, s, v].
         """
-        return self._step(ids, self._empty(np.zeros((len(ids), 0), dtype=np.int64)), np.ones_like(ids))[0]
+        return self.advance(ids, self._empty(ids[:, :0]))[0]
 
     def decode_logits(self, ids: Ids) -> Logits:
         """Return the same scores as ``logits``, token by token through the cache.
@@ -76,11 +80,10 @@ class OnnxRunner:
         Returns:
             Scores, [b, s, v].
         """
-        state = self._empty(np.zeros((len(ids), 0), dtype=np.int64))
+        state = self._empty(ids[:, :0])
         made = []
         for place in range(ids.shape[1]):
-            token = ids[:, place : place + 1]
-            scores, state = self._step(token, state, np.ones_like(token))
+            scores, state = self.advance(ids[:, place : place + 1], state)
             made.append(scores)
         return np.concatenate(made, axis=1)
 
@@ -101,7 +104,7 @@ class OnnxRunner:
             return [[] for _ in prompts]
         made: list[list[int]] = [[] for _ in prompts]
         running = np.ones(len(prompts), dtype=bool)
-        scores, state = self._read(prompts)
+        scores, state = self.begin(prompts)
         for count in range(1, max_new_tokens + 1):
             chosen = scores[:, -1].argmax(-1)
             running &= ~np.isin(chosen, list(stop_ids))
@@ -109,35 +112,48 @@ class OnnxRunner:
                 made[row].append(int(chosen[row]))
             if count == max_new_tokens or not running.any():
                 break
-            scores, state = self._step(chosen[:, None], state, np.ones((len(prompts), 1), dtype=np.int64))
+            scores, state = self.advance(chosen[:, None], state)
         return made
 
-    def _read(self, prompts: Sequence[Sequence[int]]) -> tuple[Logits, _State]:
-        """Read prompts, padded on the left, and return the scores of the last piece."""
+    def begin(self, prompts: Sequence[Sequence[int]]) -> tuple[Logits, State]:
+        """Read prompts, padded on the left.
+
+        Args:
+            prompts: Token ids of each prompt, at least one each.
+
+        Returns:
+            Scores of the last tokens, [b, s, v], and what the next step needs.
+        """
         width = max(len(prompt) for prompt in prompts)
         ids = np.array([[0] * (width - len(p)) + list(p) for p in prompts], dtype=np.int64)
         mask = np.array([[0] * (width - len(p)) + [1] * len(p) for p in prompts], dtype=np.int64)
         piece = max(1, LOGITS_BYTES // (4 * self.vocabulary * len(prompts)))
         state = self._empty(mask[:, :0])
         for first in range(0, width, piece):
-            scores, state = self._step(ids[:, first : first + piece], state, mask[:, first : first + piece])
+            rows = slice(first, first + piece)
+            scores, state = self.advance(ids[:, rows], state, mask[:, rows])
         return scores, state
 
-    def _empty(self, mask: Ids) -> _State:
-        import onnxruntime
+    def advance(self, ids: Ids, state: State, seen: Ids | None = None) -> tuple[Logits, State]:
+        """Read further tokens.
 
-        caches = [np.zeros((len(mask), heads, 0, width), self._cache_type) for heads, width in self._cache_shapes]
-        return _State([onnxruntime.OrtValue.ortvalue_from_numpy(c, self._device, 0) for c in caches], mask)
+        Args:
+            ids: Token ids, [b, s].
+            state: What the model has read before.
+            seen: 0 where a token is padding, [b, s]; None if none is.
 
-    def _step(self, ids: Ids, state: _State, seen: Ids) -> tuple[Logits, _State]:
-        """Read tokens ``ids`` [b, s], of which ``seen`` [b, s] marks the real ones, after what ``state`` holds."""
+        Returns:
+            Scores, [b, s, v], and what the next step needs.
+        """
+        seen = np.ones_like(ids) if seen is None else seen
         mask = np.concatenate([state.mask, seen], axis=1)
         # A row's positions count its own tokens; padding gets 0, whatever it holds is masked.
         positions = np.maximum(mask.cumsum(1) - 1, 0)[:, -ids.shape[1] :]
         binding = self._session.io_binding()
-        feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        for name, array in feeds.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(array, dtype=np.int64))
+        # The binding does not own these arrays; they must outlive the run.
+        feeds = [np.ascontiguousarray(array, dtype=np.int64) for array in (ids, mask, positions)]
+        for name, array in zip(INPUTS, feeds, strict=True):
+            binding.bind_cpu_input(name, array)
         for name, value in zip(self._past, state.cache, strict=True):
             binding.bind_ortvalue_input(name, value)
         binding.bind_output("logits", "cpu")
@@ -145,14 +161,20 @@ class OnnxRunner:
             binding.bind_output(name, self._device)
         self._session.run_with_iobinding(binding)
         scores, *cache = binding.get_outputs()
-        return scores.numpy(), _State(cache, mask)
+        return scores.numpy(), State(cache, mask)
+
+    def _empty(self, mask: Ids) -> State:
+        import onnxruntime
+
+        caches = [np.zeros((len(mask), heads, 0, width), np.float32) for heads, width in self._cache_shapes]
+        return State([onnxruntime.OrtValue.ortvalue_from_numpy(c, self._device, 0) for c in caches], mask)
 
 
 def _open(path: Path, threads: int) -> Any:
     import onnxruntime
 
     if not path.is_file():
-        raise ModelError("there is no ONNX model here", where=str(path))
+        raise ModelError("there is no ONNX model here", where=str(path), fix=AGAIN)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
@@ -165,16 +187,16 @@ def _open(path: Path, threads: int) -> Any:
         )
     except MemoryError as error:
         raise ResourceError("not enough memory to open the ONNX model", where=str(path)) from error
-    except Exception as error:  # noqa: BLE001  (ONNX Runtime's errors share no class of their own)
+    except Exception as error:
         raise ModelError(
-            f"ONNX Runtime cannot open the model: {_first_line(error)}", where=str(path), fix="export it again"
+            f"ONNX Runtime cannot open the model: {_first_line(error)}", where=str(path), fix=AGAIN
         ) from error
 
 
 def _fixed(shape: Sequence[int | str], path: Path) -> tuple[int, int]:
     heads, width = (shape[CACHE_AXES.index(axis)] for axis in ("heads", "width"))
     if not isinstance(heads, int) or not isinstance(width, int):
-        raise ModelError("the cache inputs have no fixed number of heads", where=str(path), fix="export it again")
+        raise ModelError("the cache inputs have no fixed number of heads", where=str(path), fix=AGAIN)
     return heads, width
 
 

@@ -83,12 +83,14 @@ class Gauge:
 def child(base: Path, storage: str, framework: str, tiny: bool, target: Path) -> None:
     """Measure one way of holding one base, writing after every point."""
     from core.models.config import LoraConfig
-    from core.models.loading import load_model, prepare_framework
+    from core.models.frameworks import prepare_framework
 
     grid = [(True, (2, 64)), (False, (2, 64))] if tiny else HARDEST_FIRST
     longest = max(256, max(length for _, (_, length) in grid))
     block = model_block(base, storage, framework, longest)
-    prepare_framework(block)
+    prepare_framework(block)  # before anything imports Transformers
+    from core.models.loading import load_model
+
     gauge, points = Gauge(), []
     found: dict[str, Any] = {"start": gauge.now(), "points": points}
 

@@ -249,13 +249,17 @@ class Bench:
         watcher.done.set()
         watcher.join()
         self._keep_log(case, log)
+        problem = ""
         if code != (-signal.SIGKILL if kill_at else 0):
-            raise RuntimeError(f"exit code {code}: {log.read_text(errors='replace')[-1500:]}")
+            problem = f"exit code {code}: {log.read_text(errors='replace')[-1500:]}"
+            if kill_at or "finetune" not in phase_seconds(log):
+                raise RuntimeError(problem)
         memory = json.loads(note.read_text()) if note.is_file() else {}
         memory.pop("status_at_end", None)
         phases = phase_seconds(log)
         seconds = round(time.monotonic() - began, 1)
-        return {"exit": code, "run_s": seconds, "watch": watcher.told(), "memory": memory, "phase_s": phases}
+        told = {"exit": code, "run_s": seconds, "watch": watcher.told(), "memory": memory, "phase_s": phases}
+        return told | ({"problem": problem} if problem else {})
 
     def _keep_log(self, case: Case, log: Path) -> None:
         with (self.out / "logs.txt").open("a", encoding="utf-8") as kept:
@@ -369,9 +373,9 @@ def _line(result: dict[str, Any]) -> str:
     memory, watch, gib = result["memory"], result["watch"], 1 << 30
     peaks = [memory.get(key, {}) for key in ("first_steps", "steady")]
     allocated, reserved = (max((p.get(key, 0) for p in peaks), default=0) / gib for key in ("allocated", "reserved"))
-    note = ""
+    note = result.get("problem", "")[:60].replace("\n", " ")
     if "largest_loss_difference" in result:
-        note = f"killed at {result['killed']['killed_at']}, resumed; losses differ by {result['largest_loss_difference']}"
+        note += f"killed at {result['killed']['killed_at']}, resumed; losses differ by {result['largest_loss_difference']}"
     size, length = result["shape"]
     low, high = result["step_ms_p10_p90"]
     return (

@@ -1,9 +1,21 @@
 import itertools
+import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from core.data.batches import collate, example_order, pack, step_batches, steps_per_epoch, truncate
+from core.data.batches import (
+    collate,
+    collate_packed,
+    example_order,
+    pack,
+    pack_bins,
+    step_batches,
+    steps_per_epoch,
+    truncate,
+)
 from core.data.chat import IGNORE_INDEX, Encoded
 
 X = IGNORE_INDEX
@@ -78,3 +90,52 @@ def test_pack_joins_documents_with_eos_into_full_rows():
     ]
     assert list(pack([list(range(1, 12))], 4, eos_id=0)) == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 0]]
     assert list(pack([[1, 2]], 4, eos_id=0)) == []
+
+
+def test_packed_rows_restart_positions_and_never_train_across_a_border():
+    first, second, single = Encoded([5, 6, 7], [5, 6, 7]), Encoded([8, 9], [X, 9]), Encoded([4], [4])
+    batch = collate_packed([[first, single, second], [second]], pad_id=1)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 4, 8, 9], [8, 9, 1, 1, 1, 1]]
+    assert batch.labels.tolist() == [[X, 6, 7, X, X, 9], [X, 9, X, X, X, X]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 0, 1], [0, 1, 0, 1, 2, 3]]
+    assert batch.attention_mask.tolist() == [[1] * 6, [1, 1, 0, 0, 0, 0]]
+    with pytest.raises(ValueError, match="at least one"):
+        collate_packed([], 0)
+
+
+def test_the_best_fit_is_taken_and_the_longest_comes_first():
+    # 7 and 6 open a row each; 3 fits both and leaves the first full, 4 then the second.
+    assert sorted(map(sorted, pack_bins([3, 6, 7, 4], 10, 0))) == [[0, 2], [1, 3]]
+    assert sorted(len(row) for row in pack_bins([10, 10, 1], 10, 0)) == [1, 1, 1]
+    assert pack_bins([], 10, 0) == []
+    with pytest.raises(ValueError, match="11 tokens does not fit a row of 10"):
+        pack_bins([3, 11], 10, 0)
+
+
+def slow_best_fit(lengths: list[int], capacity: int) -> int:
+    """Count the rows of best fit decreasing, written as it is defined."""
+    rooms: list[int] = []
+    for length in sorted(lengths, reverse=True):
+        fitting = [n for n, room in enumerate(rooms) if room >= length]
+        if fitting:
+            best = min(fitting, key=lambda n: rooms[n])
+            rooms[best] -= length
+        else:
+            rooms.append(capacity - length)
+    return len(rooms)
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(50, 80), st.integers(0, 5))
+def test_every_document_is_in_one_row_and_no_row_is_too_long(lengths, capacity, seed):
+    rows = pack_bins(lengths, capacity, seed)
+    assert sorted(n for row in rows for n in row) == list(range(len(lengths)))
+    assert all(sum(lengths[n] for n in row) <= capacity for row in rows)
+    # How many there are does not depend on the seed, so neither does the number of steps.
+    assert len(rows) == slow_best_fit(lengths, capacity)
+    assert len(rows) <= math.ceil(11 / 9 * math.ceil(sum(lengths) / capacity)) + 1
+    assert rows == pack_bins(lengths, capacity, seed)
+
+
+def test_equally_long_documents_meet_others_under_another_seed():
+    packings = {str(pack_bins([5] * 20, 10, seed)) for seed in range(4)}
+    assert len(packings) == 4

@@ -149,20 +149,28 @@ def test_all_samples_of_a_batch_come_from_one_call(model, chat: ChatTokenizer):
     assert sizes == [8, 8]
 
 
-def test_sampling_follows_the_temperature_scaled_distribution(model, chat: ChatTokenizer):
+@pytest.mark.parametrize(("sharpness", "temperature", "top_p"), [(8, 0.5, 1.0), (8, 2.0, 1.0), (8, 1.0, 0.5)])
+def test_sampling_follows_temperature_and_nucleus(model, chat: ChatTokenizer, sharpness, temperature, top_p):
     ids = chat.prompt_ids(as_messages(PROMPTS[0]))
     with torch.no_grad():
-        model.lm_head.weight.mul_(8)
+        model.lm_head.weight.mul_(sharpness)
         logits = model.eval()(input_ids=torch.tensor([ids])).logits[0, -1]
-    expected = torch.softmax(logits / 0.5, -1)
-    model_made: list[int] = []
-    responder = TorchResponder(model, chat, 2000)
-    made = responder._generate([ids], 2000, 1, {"do_sample": True, "temperature": 0.5, "top_p": 1.0, "top_k": 0})
-    model_made = [row[0] if row else chat.end_of_turn_ids[0] for row in made]
-    top = int(expected.argmax())
-    share = sum(token == top for token in model_made) / 2000
-    assert share == pytest.approx(float(expected[top]), abs=0.05)
-    assert len(set(model_made)) > 50  # More than any default top_k leaves.
+    sure, order = torch.softmax(logits / temperature, -1).sort(descending=True)
+    kept = sure * ((sure.cumsum(0) - sure) < top_p)
+    wanted = {int(token): float(share) for token, share in zip(order, kept / kept.sum(), strict=True)}
+    responder = TorchResponder(model, chat, 8)
+    n, settings = 3000, {"temperature": temperature, "top_p": top_p, "seed": 2, "max_new_tokens": 1}
+    drawn = responder.sample(PROMPTS[:1], n, tick=quiet, **settings)[0]
+    names = [chat.tokenizer.decode([token], skip_special_tokens=True).strip() for token in range(400)]
+    shares = {text: sum(wanted[token] for token in range(400) if names[token] == text) for text in set(names)}
+    for text, share in shares.items():
+        assert sum(a.text == text for a in drawn) / n == pytest.approx(share, abs=0.04)
+
+
+def test_no_top_k_is_applied_that_nobody_asked_for(model, chat: ChatTokenizer):
+    settings = {"temperature": 2.0, "top_p": 1.0, "seed": 2, "max_new_tokens": 1}
+    drawn = TorchResponder(model, chat, 8).sample(PROMPTS[:1], 1000, tick=quiet, **settings)[0]
+    assert len({a.text for a in drawn}) > 150
 
 
 def test_scores_are_the_losses_of_training(model, chat: ChatTokenizer):

@@ -16,7 +16,9 @@ from core.evaluation.statistics import (
     mcnemar,
     mean_interval,
     paired_difference,
+    paired_perplexity_gain,
     paired_relative_gain,
+    perplexity_interval,
 )
 
 HOW = {"resamples": 20_000, "confidence": 0.9, "seed": 7}
@@ -203,3 +205,49 @@ def test_importing_costs_neither_scipy_nor_torch():
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+LOSSES, TOKENS = (0.4, 1.2, 2.0, 0.9, 0.1), (10, 2, 5, 1, 7)
+LATER, COUNTS = (0.3, 1.0, 1.5, 0.95, 0.1), (10, 3, 5, 1, 7)
+
+
+def perplexities(losses, tokens, index):
+    losses, tokens = np.array(losses), np.array(tokens, dtype=float)
+    return np.exp((losses * tokens)[index].sum(axis=1) / tokens[index].sum(axis=1))
+
+
+def test_perplexity_interval_matches_enumeration_of_every_resample():
+    interval = perplexity_interval(LOSSES, TOKENS, **HOW)
+    total = sum(loss * count for loss, count in zip(LOSSES, TOKENS, strict=True))
+    assert interval.value == pytest.approx(math.exp(total / sum(TOKENS)))
+    assert_interval(perplexities(LOSSES, TOKENS, every_resample(5)), interval)
+
+
+def test_equal_tokens_make_perplexity_the_exponential_of_the_mean_loss():
+    value, low, high = mean_interval(LOSSES, **HOW)
+    expected = (math.exp(value), math.exp(low), math.exp(high))
+    assert perplexity_interval(LOSSES, (3,) * 5, **HOW) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_perplexity_gain_matches_enumeration_of_every_pair(relative):
+    index = every_resample(5)
+    before, after = perplexities(LOSSES, TOKENS, index), perplexities(LATER, COUNTS, index)
+    gains = (before - after) / before if relative else before - after
+    interval = paired_perplexity_gain((LOSSES, TOKENS), (LATER, COUNTS), relative=relative, **HOW)
+    assert interval.value > 0
+    assert_interval(gains, interval)
+
+
+def test_a_higher_perplexity_is_no_gain():
+    assert paired_perplexity_gain((LATER, COUNTS), (LOSSES, TOKENS), **HOW).value < 0
+    assert paired_perplexity_gain((LOSSES, TOKENS), (LOSSES, TOKENS), **HOW) == pytest.approx((0, 0, 0))
+
+
+def test_examples_without_tokens_or_of_unequal_number_have_no_perplexity():
+    with pytest.raises(ValueError, match="without tokens"):
+        perplexity_interval((0.1, 0.2), (3, 0), **HOW)
+    with pytest.raises(ValueError, match="equal number"):
+        perplexity_interval((0.1, 0.2), (3,), **HOW)
+    with pytest.raises(ValueError, match="equal number"):
+        paired_perplexity_gain((LOSSES, TOKENS), (LATER[:4], COUNTS[:4]), **HOW)

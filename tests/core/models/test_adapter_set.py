@@ -8,7 +8,7 @@ from peft import PeftModel
 
 from core.errors import ModelError
 from core.models.adapter_set import AdapterSet
-from core.models.config import LoraConfig, ModelConfig
+from core.models.config import ModelConfig
 from core.models.loading import load_folder, load_model
 from core.models.merging import merge
 from tests.core.models.test_merging import IDS, logits, trained
@@ -24,7 +24,9 @@ KINDS = {
 
 @pytest.fixture
 def adapters(base_folder: Path, tmp_path: Path) -> dict[str, Path]:
-    return {name: trained(base_folder, tmp_path / str(i), **kind) for i, (name, kind) in enumerate(KINDS.items())}
+    return {
+        name: trained(base_folder, tmp_path / str(i), **kind) for i, (name, kind) in enumerate(KINDS.items())
+    }
 
 
 def test_each_adapter_answers_as_if_it_were_alone_and_the_base_comes_back(base_folder: Path, adapters):
@@ -55,7 +57,9 @@ def test_adapters_switch_on_a_4_bit_base_too(base_folder: Path, adapters):
         return load_model(ModelConfig(name=str(base_folder)), trainable=True).eval()
 
     together = AdapterSet.load(base(), adapters)
-    assert torch.equal(logits(together.use("narrow")), logits(PeftModel.from_pretrained(base(), adapters["narrow"])))
+    assert torch.equal(
+        logits(together.use("narrow")), logits(PeftModel.from_pretrained(base(), adapters["narrow"]))
+    )
     assert torch.equal(logits(together.use(None)), logits(base()))
 
 

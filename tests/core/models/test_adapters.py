@@ -58,8 +58,12 @@ def test_merged_logits_equal_base_plus_adapter_and_the_formula(
     assert torch.allclose(merged.model.layers[0].self_attn.q_proj.weight, wanted, atol=1e-6)
 
 
-@pytest.mark.parametrize("held", [{"load_in_4bit": False}, {}, {"load_in_8bit": True}], ids=["full", "nf4", "int8"])
-@pytest.mark.parametrize("kind", [{}, {"use_dora": True}, {"lora_dropout": 0.3}], ids=["lora", "dora", "dropout"])
+@pytest.mark.parametrize(
+    "held", [{"load_in_4bit": False}, {}, {"load_in_8bit": True}], ids=["full", "nf4", "int8"]
+)
+@pytest.mark.parametrize(
+    "kind", [{}, {"use_dora": True}, {"lora_dropout": 0.3}], ids=["lora", "dora", "dropout"]
+)
 def test_gradient_checkpointing_changes_memory_not_the_loss_or_the_gradient(base_folder: Path, held, kind):
     if "use_dora" in kind and "load_in_8bit" in held:
         pytest.skip("refused in the config")
@@ -72,7 +76,9 @@ def test_gradient_checkpointing_changes_memory_not_the_loss_or_the_gradient(base
         torch.manual_seed(5)
         loss = model(input_ids=IDS, labels=IDS).loss
         loss.backward()
-        return float(loss.detach()), torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+        return float(loss.detach()), torch.cat(
+            [p.grad.flatten() for p in model.parameters() if p.requires_grad]
+        )
 
     (loss, gradient), (other_loss, other_gradient) = step(True), step(False)
     assert loss == pytest.approx(other_loss, abs=1e-6)
@@ -80,7 +86,9 @@ def test_gradient_checkpointing_changes_memory_not_the_loss_or_the_gradient(base
     assert gradient.abs().sum() > 0
 
 
-@pytest.mark.parametrize("variant", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["lora", "rslora", "dora"])
+@pytest.mark.parametrize(
+    "variant", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["lora", "rslora", "dora"]
+)
 def test_an_adapted_layer_computes_the_published_formula(base_folder: Path, variant):
     config = PLAIN.model_copy(update={"lora_alpha": 24, **variant})
     model = attach(load_folder(base_folder), config).eval()
@@ -154,7 +162,11 @@ def test_every_family_gets_an_adapter_on_every_projection(family: str, named, tm
     base = load_folder(build(family, tmp_path / "m"))
     linear = {n for n, m in base.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
     model = attach(base, PLAIN.model_copy(update={"target_modules": named}))
-    adapted = {n.split(".lora_A")[0].removeprefix("base_model.model.") for n, _ in model.named_parameters() if "lora_A" in n}
+    adapted = {
+        n.split(".lora_A")[0].removeprefix("base_model.model.")
+        for n, _ in model.named_parameters()
+        if "lora_A" in n
+    }
     assert adapted == linear
     assert logits(model).isfinite().all()
 

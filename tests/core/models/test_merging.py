@@ -64,7 +64,11 @@ def test_rounding_once_errs_less_than_adding_in_16_bits(base_folder: Path, tmp_p
     once = {n: m.weight for n, m in fold(load_folder(base_folder, dtype), adapter, IDS).model.named_modules()
             if isinstance(m, torch.nn.Linear)}  # fmt: skip
     other = PeftModel.from_pretrained(load_folder(base_folder, dtype), adapter)
-    exact = {n.removeprefix("base_model.model."): exact_weight(m).double() for n, m in other.named_modules() if hasattr(m, "lora_A")}
+    exact = {
+        n.removeprefix("base_model.model."): exact_weight(m).double()
+        for n, m in other.named_modules()
+        if hasattr(m, "lora_A")
+    }
     twice = {n: m.weight for n, m in other.merge_and_unload(safe_merge=True).named_modules() if n in exact}
     ours, theirs = (sum(float((w[n].double() - exact[n]).pow(2).sum()) for n in exact) for w in (once, twice))
     assert ours < 0.8 * theirs
@@ -81,13 +85,19 @@ def test_merged_logits_are_those_of_base_and_adapter(base_folder: Path, tmp_path
     assert difference < 1e-4
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-6), (torch.bfloat16, 0.01), (torch.float16, 0.002)])
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [(torch.float32, 1e-6), (torch.bfloat16, 0.01), (torch.float16, 0.002)]
+)
 def test_unmerging_gives_the_weights_back_within_rounding(base_folder: Path, tmp_path: Path, dtype, limit):
     adapter = trained(base_folder, tmp_path / "lora")
     errors = fold(load_folder(base_folder, dtype), adapter, IDS).errors
     # the same by PEFT's own whole-model functions
     base = load_folder(base_folder, dtype)
-    before = {n: m.weight.detach().clone().float() for n, m in base.named_modules() if isinstance(m, torch.nn.Linear)}
+    before = {
+        n: m.weight.detach().clone().float()
+        for n, m in base.named_modules()
+        if isinstance(m, torch.nn.Linear)
+    }
     model = PeftModel.from_pretrained(base, adapter)
     model.merge_adapter()
     model.unmerge_adapter()
@@ -102,7 +112,9 @@ def test_unmerging_gives_the_weights_back_within_rounding(base_folder: Path, tmp
 
 
 def test_measuring_puts_every_byte_back(base_folder: Path, tmp_path: Path):
-    model = PeftModel.from_pretrained(load_folder(base_folder, torch.bfloat16), trained(base_folder, tmp_path / "l"))
+    model = PeftModel.from_pretrained(
+        load_folder(base_folder, torch.bfloat16), trained(base_folder, tmp_path / "l")
+    )
     for layer in adapted_layers(model):
         before = layer.base_layer.weight.detach().clone()
         assert unmerge_error(layer) > 0

@@ -89,16 +89,24 @@ def test_an_8_bit_layer_points_where_the_original_does(wide_folder: Path):
         original = getattr(full.model.layers[0].self_attn, name)
         quantized = getattr(small.model.layers[0].self_attn, name)
         with torch.no_grad():
-            cos = torch.cosine_similarity(original(inputs).flatten(), quantized(inputs).float().flatten(), dim=0)
+            cos = torch.cosine_similarity(
+                original(inputs).flatten(), quantized(inputs).float().flatten(), dim=0
+            )
         assert cos > 0.999
 
 
 @pytest.mark.parametrize(("kind", "levels"), [("nf4", NF4), ("fp4", FP4)])
-def test_4_bit_weights_are_the_nearest_of_16_levels_times_their_blocks_largest(wide_folder: Path, kind, levels):
+def test_4_bit_weights_are_the_nearest_of_16_levels_times_their_blocks_largest(
+    wide_folder: Path, kind, levels
+):
     from bitsandbytes.functional import dequantize_4bit
 
     original = load_folder(wide_folder).model.layers[0].mlp.up_proj.weight.detach()
-    layer = held(wide_folder, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=False).model.layers[0].mlp.up_proj
+    layer = (
+        held(wide_folder, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=False)
+        .model.layers[0]
+        .mlp.up_proj
+    )
     assert layer.weight.dtype == torch.uint8
     assert layer.weight.numel() * 2 == original.numel()
     got = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float().reshape(-1, BLOCK)
@@ -129,7 +137,9 @@ def test_double_quantization_touches_only_the_scales(wide_folder: Path, double: 
 
 @pytest.mark.parametrize(("name", "settings"), FORMATS.items())
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_adapters_learn_and_the_base_keeps_its_bytes(base_folder: Path, name: str, settings, checkpointing: bool):
+def test_adapters_learn_and_the_base_keeps_its_bytes(
+    base_folder: Path, name: str, settings, checkpointing: bool
+):
     lora = LORA.model_copy(update={"use_gradient_checkpointing": checkpointing})
     model = attach(held(base_folder, **settings), lora)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -170,6 +180,8 @@ def test_the_note_that_int8_repeats_on_every_call_is_dropped_and_no_other(base_f
         # What runs where there are tensor cores logs for each multiplication.
         logger.warning("MatMul8bitLt: inputs will be cast from %s to float16 during quantization", "float32")
         logger.warning("something else")
-    assert [record.message for record in caplog.records if "bitsandbytes" in record.name] == ["something else"]
+    assert [record.message for record in caplog.records if "bitsandbytes" in record.name] == [
+        "something else"
+    ]
     held(base_folder, load_in_8bit=True)
     assert len(logger.filters) == 1

@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from core.data.chat import ChatTokenizer
+from core.data.records import Message
 from core.deployment.gguf import write_gguf
 from core.deployment.llama import LlamaRuntime
 from core.errors import DataError, EngineFailed, ModelError
@@ -31,10 +33,13 @@ MESSAGES = [
 
 def test_prompts_equal_those_of_transformers(checkpoint: Path, runtime: LlamaRuntime) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    chat = ChatTokenizer(tokenizer, tokenizer.chat_template)
     for turns in (MESSAGES, MESSAGES[1:], [*MESSAGES, {"role": "assistant", "content": "12"}, MESSAGES[1]]):
-        wanted = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        wanted = chat.prompt_ids([Message.model_validate(turn) for turn in turns])
         ids = runtime.encode(turns)
         assert ids == wanted
+        # "<|end|>" in the question stays text: as many real ones as there are turns.
+        assert ids.count(tokenizer.eos_token_id) == len(turns)
         assert ids.count(tokenizer.bos_token_id) == 1
 
 

@@ -1,0 +1,138 @@
+"""Diversity against closed forms and enumeration."""
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+
+from core.errors import ConfigError, DataError
+from core.evaluation.config import DiversityConfig, EvaluationConfig
+from core.evaluation.diversity import (
+    distinct,
+    pareto_front,
+    pass_at_k,
+    sampled_diversity,
+    self_bleu,
+    type_token_ratio,
+)
+from core.evaluation.metrics import right_answer
+from core.evaluation.questions import Question
+from core.evaluation.responders import Answer
+
+
+def test_pareto_front():
+    assert pareto_front([(1, 1), (2, 2), (3, 0.5)]) == [False, True, True]
+    assert pareto_front([(1, 1), (1, 1), (1, 0)]) == [True, True, False]
+    assert pareto_front([(2, 0), (1, 1), (0, 2), (1, 0)]) == [True, True, True, False]
+    assert pareto_front([]) == []
+
+
+def test_pass_at_k_by_the_formula():
+    assert pass_at_k(10, 3, 5) == pytest.approx(0.9167, abs=5e-5)
+    assert (pass_at_k(5, 0, 5), pass_at_k(5, 1, 5), pass_at_k(5, 5, 1)) == (0.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(("n", "right", "k"), [(6, 2, 1), (6, 2, 3), (7, 3, 5), (4, 4, 2)])
+def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(n, right, k):
+    draws = list(itertools.combinations(range(n), k))
+    assert pass_at_k(n, right, k) == pytest.approx(sum(min(d) < right for d in draws) / len(draws))
+
+
+@pytest.mark.parametrize(("n", "right", "k"), [(5, 6, 1), (5, -1, 1), (5, 2, 6), (5, 2, 0)])
+def test_pass_at_k_that_makes_no_sense_raises(n, right, k):
+    with pytest.raises(ValueError, match="undefined"):
+        pass_at_k(n, right, k)
+
+
+@pytest.mark.parametrize(
+    ("answers", "value"),
+    [
+        (["a b c d e", "a b c d e"], 1.0),
+        (["a b c d", "w x y z"], 0.0),
+        (["one", "one", "one"], 1.0),
+        ([], 1.0),
+        (["alone here"], 1.0),
+        (["", ""], 1.0),
+        (["", "a"], 0.0),
+        # Unigrams 2 of 3, bigrams (1 + 1) of (2 + 1), trigrams (0 + 1) of (1 + 1); both directions alike.
+        (["a b c", "a b d"], (2 / 3 * 2 / 3 * 1 / 2) ** (1 / 3)),
+        # The short one is all there, but for brevity exp(1 - 4/2); the long one 2/4, 2/4, 1/3, 1/2.
+        (["a b", "a b c d"], (math.exp(-1) + (2 / 4 * 2 / 4 * 1 / 3 * 1 / 2) ** 0.25) / 2),
+        # Clipped: only one of three counts.
+        (["a a a", "a b c"], ((1 / 3 * 1 / 3 * 1 / 2) ** (1 / 3) + (1 / 3 * 1 / 3 * 1 / 2) ** (1 / 3)) / 2),
+    ],
+)
+def test_self_bleu_by_hand(answers, value):
+    assert self_bleu([answer.split() for answer in answers]) == pytest.approx(value)
+
+
+def test_self_bleu_agrees_with_sacrebleu_where_no_smoothing_matters():
+    from sacrebleu.metrics import BLEU
+
+    answers = ["the cat sat on the mat today", "the cat sat on the mat", "a cat sat on the mat today at noon"]
+    bleu = BLEU(smooth_method="add-k", smooth_value=1, tokenize="none", effective_order=True)
+    expected = [
+        bleu.sentence_score(answer, [*answers[:i], *answers[i + 1 :]]).score / 100 for i, answer in enumerate(answers)
+    ]
+    assert self_bleu([a.split() for a in answers]) == pytest.approx(sum(expected) / 3)
+
+
+def test_distinct_and_type_token_ratio_by_hand():
+    answers = ["a b a b".split(), "a b c".split()]
+    assert distinct(answers, 1) == pytest.approx(3 / 7)
+    assert distinct(answers, 2) == pytest.approx(3 / 5)
+    assert distinct(answers, 3) == pytest.approx(3 / 3)
+    assert distinct([["a"]], 2) == 0.0
+    assert type_token_ratio([answers, [["a", "x"]]]) == pytest.approx(4 / 9)
+
+
+class Draws:
+    """Says right, wrong, right, wrong, and so on."""
+
+    def answer(self, prompts, max_new_tokens, tick):
+        raise AssertionError
+
+    def sample(self, prompts, n, *, temperature, top_p, seed, max_new_tokens, tick):
+        self.asked = (len(prompts), n, temperature, top_p, seed, max_new_tokens)
+        return [[Answer("yes it is" if i % 2 == 0 else "no", [1], 2) for i in range(n)] for _ in prompts]
+
+
+class Lengths:
+    """Distance of texts by their lengths."""
+
+    def mean_distance(self, texts):
+        return float(len(set(map(len, texts))) - 1)
+
+
+def questions(count: int) -> list[Question]:
+    return [Question(f"q{i}", [{"role": "user", "content": "?"}], "yes it is", {}) for i in range(count)]
+
+
+def test_sampled_answers_are_measured_together():
+    config = EvaluationConfig(diversity=DiversityConfig(samples=6, questions=2), max_new_tokens=9, seed=4)
+    responder = Draws()
+    found = sampled_diversity(responder, questions(5), right_answer(config, Path()), config, encoder=Lengths())
+    assert responder.asked == (2, 6, 0.7, 0.9, 4, 9)
+    assert (found.questions, found.samples) == (2, 6)
+    assert found.pass_at == {1: pytest.approx(0.5), 5: 1.0}
+    assert found.mean_words == 2.0
+    assert found.distinct[1] == pytest.approx(4 / 12)
+    assert found.type_token_ratio == pytest.approx(4 / 24)
+    assert found.self_bleu == 1.0
+    assert found.semantic == 1.0
+    assert sampled_diversity(responder, questions(1), lambda q, text: True, config).semantic is None
+
+
+def test_what_cannot_be_sampled_raises():
+    class Mute:
+        def answer(self, prompts, max_new_tokens, tick):
+            return []
+
+    config = EvaluationConfig(diversity=DiversityConfig(samples=2))
+    with pytest.raises(ConfigError, match="Mute cannot sample"):
+        sampled_diversity(Mute(), questions(1), lambda q, text: True, config)
+    with pytest.raises(DataError, match="nothing to sample"):
+        sampled_diversity(Draws(), [Question("t", [], "text", {})], lambda q, text: True, config)
+    with pytest.raises(DataError, match="nothing to sample"):
+        sampled_diversity(Draws(), questions(1), lambda q, text: True, EvaluationConfig())

@@ -1,0 +1,285 @@
+"""One seam, several engines: which one is used, what it is told, and that it trains the same numbers."""
+
+import importlib.machinery
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from core.errors import ConfigError, ModelError
+from core.models.adapters import adapter_parity, attach
+from core.models.config import LoraConfig, ModelConfig
+from core.models.devices import place_of
+from core.models.frameworks import FrameworkNotice, choose_framework, prepare_framework
+from core.models.loading import base_format, framework_of, load_model, pick_dtype
+from tests.families import FAMILIES, build
+
+ROOT = Path(__file__).parents[3]
+IDS = torch.arange(6, 30)[None]
+LORA = LoraConfig(r=4, use_gradient_checkpointing=False)
+NOT_HERE = "unsloth" not in sys.modules
+
+# What unsloth 2026.10.9 takes; the rest of from_pretrained goes to Transformers, the rest of get_peft_model to PEFT.
+LOADS = {"model_name", "max_seq_length", "dtype", "load_in_4bit", "load_in_8bit", "load_in_16bit",
+         "use_exact_model_name", "trust_remote_code", "local_files_only", "use_safetensors", "quantization_config"}  # fmt: skip
+ADAPTS = {"r", "target_modules", "lora_alpha", "lora_dropout", "bias", "use_gradient_checkpointing", "random_state",
+          "use_rslora", "use_dora", "exclude_modules"}  # fmt: skip
+
+
+class FastLanguageModel:
+    """Does with Transformers and PEFT what unsloth does with its kernels, and keeps what it was told."""
+
+    loaded: dict = {}
+    adapted: dict = {}
+
+    @staticmethod
+    def from_pretrained(**given):
+        FastLanguageModel.loaded = given
+        assert set(given) <= LOADS
+        assert sum((given["load_in_4bit"], given["load_in_8bit"], given["load_in_16bit"])) <= 1
+        held = given.get("quantization_config")
+        model = AutoModelForCausalLM.from_pretrained(
+            given["model_name"], dtype=given["dtype"], quantization_config=held, use_safetensors=True,
+            device_map=place_of(torch.device("cpu"), quantized=held is not None),
+        )  # fmt: skip
+        return model, AutoTokenizer.from_pretrained(given["model_name"])
+
+    @staticmethod
+    def get_peft_model(model, *, use_gradient_checkpointing, random_state, **given):
+        FastLanguageModel.adapted = {
+            **given, "use_gradient_checkpointing": use_gradient_checkpointing, "random_state": random_state,
+        }  # fmt: skip
+        assert set(FastLanguageModel.adapted) <= ADAPTS
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        return get_peft_model(model, PeftLoraConfig(task_type="CAUSAL_LM", **given))
+
+
+@pytest.fixture
+def unsloth(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FastLanguageModel]]:
+    """Stand in for the library and for a GPU; the tensors stay on the processor."""
+    module = types.ModuleType("unsloth")
+    module.__spec__ = importlib.machinery.ModuleSpec("unsloth", None)
+    module.FastLanguageModel = FastLanguageModel
+    monkeypatch.setitem(sys.modules, "unsloth", module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    # Seeding and emptying a cache would look for the GPU that is not there.
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    FastLanguageModel.loaded = FastLanguageModel.adapted = {}
+    return FastLanguageModel
+
+
+def config(folder: Path, **settings) -> ModelConfig:
+    return ModelConfig(**{"name": str(folder), "max_seq_length": 256, "dtype": "float32", **settings})
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return build("llama-3.2", tmp_path / "base")
+
+
+# The choice
+
+
+@pytest.mark.parametrize(
+    "settings", [{"framework": "unsloth"}, {"framework": {"type": "unsloth"}}, {"use_unsloth": True}]
+)
+def test_every_spelling_chooses_the_same_engine(base: Path, unsloth, settings):
+    model = load_model(config(base, load_in_4bit=False, **settings), trainable=True)
+    assert framework_of(model) == "unsloth"
+    assert framework_of(attach(model, LORA)) == "unsloth"
+    assert unsloth.loaded
+    assert unsloth.adapted
+
+
+def test_hf_is_the_default_and_never_touches_unsloth(base: Path, unsloth, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model = attach(load_model(config(base, load_in_4bit=False), trainable=True), LORA)
+    assert framework_of(model) == "hf"
+    assert not unsloth.loaded
+
+
+def test_inference_loads_with_the_stock_engine_whatever_trains(base: Path):
+    assert framework_of(load_model(config(base, framework="unsloth", load_in_4bit=False))) == "hf"
+
+
+@pytest.mark.skipif(not NOT_HERE, reason="unsloth is installed here")
+def test_an_absent_unsloth_is_one_message_with_its_install_line(base: Path):
+    with pytest.raises(
+        ModelError, match=r"unsloth is not installed(.|\n)*pip install 'data-factory\[unsloth\]'"
+    ):
+        load_model(config(base, framework="unsloth"), trainable=True)
+
+
+def test_unsloth_without_a_gpu_is_one_message(base: Path, unsloth, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError, match="needs a GPU"):
+        load_model(config(base, framework="unsloth"), trainable=True)
+    assert not unsloth.loaded
+
+
+def test_an_unsloth_that_cannot_be_imported_is_one_message(monkeypatch, tmp_path: Path):
+    (tmp_path / "unsloth.py").write_text("raise NotImplementedError('no accelerator\\nmore')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ModelError, match=r"cannot be imported: no accelerator\n"):
+        prepare_framework(ModelConfig(name="x", framework="unsloth"))
+    with pytest.warns(FrameworkNotice, match="cannot be imported"):
+        assert prepare_framework(ModelConfig(name="x", framework="unsloth", fall_back=True)).framework == "hf"
+
+
+def test_the_fused_kernels_are_not_there_yet(base: Path):
+    with pytest.raises(ConfigError, match=r"fused kernels are not built yet(.|\n)*framework: hf"):
+        load_model(config(base, framework="fused"), trainable=True)
+
+
+@pytest.mark.parametrize("framework", ["fused", "unsloth"])
+def test_falling_back_is_said_and_trains_with_hf(base: Path, framework: str):
+    if framework == "unsloth" and not NOT_HERE:
+        pytest.skip("unsloth is installed here")
+    with pytest.warns(FrameworkNotice, match=r"(not built yet|not installed); training with hf instead"):
+        model = load_model(
+            config(base, framework=framework, fall_back=True, load_in_4bit=False), trainable=True
+        )
+    assert framework_of(model) == "hf"
+    choice = choose_framework(ModelConfig(name="x", framework=framework, fall_back=True), has_gpu=False)
+    assert choice.framework == "hf"
+    assert choice.notice
+
+
+@pytest.mark.parametrize(
+    ("framework", "installed", "has_gpu", "obstacle"),
+    [
+        ("hf", False, False, None),
+        ("fused", True, True, "not built yet"),
+        ("unsloth", True, True, None),
+        ("unsloth", False, True, "not installed"),
+        ("unsloth", True, False, "needs a GPU"),
+        ("unsloth", False, False, "not installed"),
+    ],
+)
+def test_an_engine_is_chosen_by_what_is_here(unsloth, monkeypatch, framework, installed, has_gpu, obstacle):
+    if not installed:
+        monkeypatch.delitem(sys.modules, "unsloth")
+    strict = ModelConfig(name="x", framework=framework)
+    if obstacle is None:
+        assert choose_framework(strict, has_gpu=has_gpu) == (framework, None)
+        return
+    with pytest.raises((ModelError, ConfigError), match=obstacle) as caught:
+        choose_framework(strict, has_gpu=has_gpu)
+    assert caught.value.where == "model.framework"
+    assert "model.framework: hf" in caught.value.fix
+    lenient = choose_framework(strict.model_copy(update={"fall_back": True}), has_gpu=has_gpu)
+    assert lenient.framework == "hf"
+    assert obstacle in str(lenient.notice)
+
+
+def test_choosing_an_engine_imports_none() -> None:
+    code = (
+        "import sys\nfrom core.models.config import ModelConfig\n"
+        "from core.models.frameworks import find_obstacle, prepare_framework\n"
+        "assert prepare_framework(ModelConfig(name='x')).framework == 'hf'\n"
+        "find_obstacle('unsloth', has_gpu=True)\n"
+        "assert not {'torch', 'transformers', 'peft', 'unsloth'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+# What the engine is told
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, {"load_in_4bit": True, "load_in_8bit": False, "load_in_16bit": False}),
+        ({"load_in_8bit": True}, {"load_in_4bit": False, "load_in_8bit": True, "load_in_16bit": False}),
+        (
+            {"load_in_4bit": False, "dtype": "bfloat16"},
+            {"load_in_4bit": False, "load_in_8bit": False, "load_in_16bit": True, "dtype": torch.bfloat16},
+        ),
+        ({"load_in_4bit": False}, {"load_in_16bit": False, "dtype": torch.float32}),
+        ({"dtype": None}, {"dtype": torch.bfloat16}),
+    ],
+    ids=["4 bits", "8 bits", "16 bits", "32 bits", "dtype of the GPU"],
+)
+def test_settings_reach_unsloth(base: Path, unsloth, settings, expected):
+    load_model(config(base, framework="unsloth", **settings), trainable=True)
+    given = unsloth.loaded
+    assert {key: given[key] for key in expected} == expected
+    assert (given["model_name"], given["max_seq_length"]) == (str(base.resolve()), 256)
+    assert given["use_exact_model_name"]
+    assert given["local_files_only"]
+    assert given["trust_remote_code"] is False
+
+
+def test_the_adapter_reaches_unsloth_as_the_config_has_it(base: Path, unsloth):
+    lora = LoraConfig(r=16, lora_alpha=8, lora_dropout=0.1, bias="lora_only", random_state=7, use_rslora=True,
+                      target_modules=("q_proj", "v_proj"))  # fmt: skip
+    attach(load_model(config(base, framework="unsloth", load_in_4bit=False), trainable=True), lora)
+    assert unsloth.adapted == {
+        "r": 16, "lora_alpha": 8, "lora_dropout": 0.1, "bias": "lora_only", "random_state": 7, "use_rslora": True,
+        "target_modules": ["q_proj", "v_proj"], "use_gradient_checkpointing": "unsloth",
+    }  # fmt: skip
+
+
+def test_examples_longer_than_the_window_are_refused_because_unsloth_would_rescale(base: Path, unsloth):
+    with pytest.raises(ConfigError, match=r"max_seq_length(.|\n)*rescale positions"):
+        load_model(config(base, framework="unsloth", max_seq_length=131072), trainable=True)
+    assert not unsloth.loaded
+
+
+# The same numbers
+
+
+@pytest.mark.parametrize(
+    "held",
+    [{}, {"bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False}, {"load_in_8bit": True}, {"load_in_4bit": False}],
+    ids=["nf4+double", "fp4", "int8", "full"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "kind", [{}, {"use_rslora": True, "target_modules": "all-linear"}], ids=["lora", "all-linear"]
+)
+def test_both_engines_train_the_same_tensors_on_the_same_base(base: Path, unsloth, held, kind):
+    lora = LORA.model_copy(update=kind)
+    theirs = attach(load_model(config(base, framework="unsloth", **held), trainable=True), lora)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        ours = attach(load_model(config(base, **held), trainable=True), lora)
+    assert adapter_parity(ours, theirs) == ()
+    assert base_format(ours) == base_format(theirs)
+    for (name, one), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+    assert ours.config.get_text_config().dtype == theirs.config.get_text_config().dtype
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_engines_adapt_the_same_layers_of_every_family(family: str, tmp_path: Path, unsloth):
+    folder = build(family, tmp_path / "m")
+    theirs = attach(load_model(config(folder, framework="unsloth", load_in_4bit=False), trainable=True), LORA)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        ours = attach(load_model(config(folder, load_in_4bit=False), trainable=True), LORA)
+    assert adapter_parity(ours, theirs) == ()
+
+
+# The device
+
+
+@pytest.mark.parametrize(("native", "wanted"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_computes_in_bfloat16_where_it_does_so_natively(monkeypatch, native: bool, wanted: torch.dtype):
+    # PyTorch says yes to any GPU when emulation counts.
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native
+    )
+    assert pick_dtype(None, torch.device("cuda")) == wanted
+    assert pick_dtype("float32", torch.device("cuda")) == torch.float32
+    assert pick_dtype("float16", torch.device("cuda")) == torch.float16
+    assert pick_dtype(None, torch.device("cpu")) == torch.float32
