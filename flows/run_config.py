@@ -22,9 +22,10 @@ from core.data.config import (
 )
 from core.deployment.config import DeploymentConfig
 from core.evaluation.config import EvaluationConfig
-from core.models.config import LINEAR_PROJECTIONS, LoraConfig, ModelConfig
+from core.models.config import LoraConfig, ModelConfig
 from core.quantization.config import GgufType, QuantizationConfig
 from core.training.config import SaveConfig, TrainingConfig, WandbConfig
+from flows.adapting import adapter_problems
 from flows.measuring import measuring_problems
 from flows.run_outputs import Problem, shared_folders, stays_inside, taken_folders
 from gates.thresholds import GatesConfig
@@ -120,7 +121,7 @@ class RunConfig(Block):
             *_data_problems(self),
             *measuring_problems(self.evaluation, self.gates.model_performance),
             *_training_problems(self),
-            *_adapter_problems(self),
+            *adapter_problems(self.model, self.lora),
             *_output_problems(self),
         ]
         if problems:
@@ -152,30 +153,6 @@ def _training_problems(run: RunConfig) -> Iterator[Problem]:
         yield Problem(
             ("save.push_to_hub", "save.hub_model_id"),
             "needs save.hub_model_id: owner/name to know where to upload",
-        )
-
-
-def _adapter_problems(run: RunConfig) -> Iterator[Problem]:
-    lora = run.lora
-    if not lora.target_modules:
-        yield Problem(("lora.target_modules",), "is empty, so nothing would be trained")
-    if not lora.finetune_language_layers:
-        yield Problem(
-            ("lora.finetune_language_layers", "lora.finetune_vision_layers"),
-            "finetune_language_layers is false, and other layers cannot be trained yet: nothing would be trained",
-        )
-    if lora.use_dora and run.model.load_in_8bit:
-        yield Problem(
-            ("lora.use_dora", "model.load_in_8bit"),
-            "DoRA needs the base's weights in every step, which 8-bit storage does not give back; "
-            "use load_in_4bit: true, or use_dora: false",
-        )
-    named = set() if lora.target_modules == "all-linear" else set(lora.target_modules)
-    projections_only = bool(named) and named <= set(LINEAR_PROJECTIONS)
-    if projections_only and not (lora.finetune_attention_modules or lora.finetune_mlp_modules):
-        yield Problem(
-            ("lora.finetune_attention_modules", "lora.finetune_mlp_modules"),
-            "finetune_attention_modules and finetune_mlp_modules are both false, so nothing would be trained",
         )
 
 

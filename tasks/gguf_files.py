@@ -3,13 +3,16 @@
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from core.artifacts import Splits
 from core.data.records import Conversation, read_records
 from core.quantization.config import GgufType, QuantizationConfig
 from tasks.chat_tokens import chat_tokenizer
 from tasks.context import RunContext
+
+if TYPE_CHECKING:
+    from core.quantization.source import SixteenBits
 
 CONTAINERS: tuple[GgufType, ...] = ("f16", "bf16")
 
@@ -45,7 +48,6 @@ def write_files(
         settings: Which types, and whether with an importance matrix.
         name: Name recorded in the files.
     """
-    from core.deployment.gguf import write_gguf
     from core.quantization.gguf import quantize_gguf
     from core.quantization.source import sixteen_bit_type
 
@@ -54,16 +56,25 @@ def write_files(
     half = sixteen_bit_type(merged)
     source = files.get(half, work / f"model-{half}.gguf")
     context.watcher.advanced("quantize", 0, len(files), f"writing {half}")
-    write_gguf(merged, source, dtype=half, name=name)
+    export(merged, source, half, name)
     importance = work / "importance.npz" if settings.imatrix else None
     tokens = measure_importance(context, merged, splits, source, importance, settings.imatrix_rows)
     for number, (kind, path) in enumerate(files.items()):
         context.watcher.advanced("quantize", number, len(files), f"writing {kind}")
         if kind in CONTAINERS and path != source:
-            write_gguf(merged, path, dtype="f16" if kind == "f16" else "bf16", name=name)
+            export(merged, path, "f16" if kind == "f16" else "bf16", name)
         elif kind not in CONTAINERS:
             quantize_gguf(source, path, kind, threads=context.threads, importance=importance)
     return Written(source, half, files, tokens)
+
+
+def export(merged: Path, target: Path, kind: "SixteenBits", name: str) -> None:
+    """Write the model as one 16-bit file."""
+    from core.deployment.gguf import write_gguf
+    from core.quantization.engine import short_writes_explained
+
+    with short_writes_explained(target.parent):
+        write_gguf(merged, target, dtype=kind, name=name)
 
 
 def clear_others(target: Path, wanted: set[Path]) -> None:

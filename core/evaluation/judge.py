@@ -87,7 +87,11 @@ class Judge:
             raise ConfigError(
                 f"{url!r} is no address", where="evaluation.judge.url", fix="such as http://127.0.0.1:8080/v1"
             )
-        self._url, self._model, self._instructions = url.rstrip("/") + "/chat/completions", model, instructions
+        self._url, self._model, self._instructions = (
+            url.rstrip("/") + "/chat/completions",
+            model,
+            instructions,
+        )
         self._key, self._timeout, self._parallel, self._pause = key, timeout, parallel, pause
         # Straight to the address that the config names, whatever proxy the environment knows.
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects).open
@@ -228,7 +232,7 @@ def _refusal(error: urllib.error.HTTPError, example: str) -> Exception:
     # The body is left out: some servers quote the key in it.
     why = f"HTTP {error.code}"
     if error.code in _AGAIN:
-        after = (error.headers or {}).get("Retry-After", "")
+        after = error.headers.get("Retry-After", "") if error.headers else ""
         return _Busy(why, float(after) if str(after).isdigit() else None)
     fixes = {
         401: "name the variable that holds the key in evaluation.judge.key_variable",

@@ -155,7 +155,9 @@ def _verdicts(asked: Sequence[Asked], config: EvaluationConfig, tools: Tools) ->
     from core.evaluation.judge import Case, Judge
 
     judge = Judge.of(config.judge, key=tools.judge_key, verdicts=tools.verdicts)
-    return judge.scores([Case(a.question.id, a.question.messages, a.question.reference, a.answer.text) for a in asked])
+    return judge.scores(
+        [Case(a.question.id, a.question.messages, a.question.reference, a.answer.text) for a in asked]
+    )
 
 
 def right_answer(config: EvaluationConfig, base: Path) -> Callable[[Question, str], bool]:

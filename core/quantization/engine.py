@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from core.errors import EngineFailed
@@ -15,6 +17,9 @@ LITTLE = 1 << 20
 _FULL = ("No space left on device", "Disk quota exceeded")
 _STREAM = "iostream error"
 """All that llama.cpp says when its output stream fails; the reason is not in it."""
+
+_SHORT = "requested and"
+"""From NumPy's message, such as "176640 requested and 76896 written"."""
 
 
 def run_engine(module: str, arguments: list[str], folder: Path, what: str) -> None:
@@ -45,3 +50,21 @@ def _is_full(told: str, folder: Path) -> bool:
     if any(text in told for text in _FULL):
         return True
     return _STREAM in told and shutil.disk_usage(folder).free < LITTLE
+
+
+@contextmanager
+def short_writes_explained(folder: Path) -> Iterator[None]:
+    """Give NumPy's error about a short write its reason: it carries none, and only a full disk causes it.
+
+    Args:
+        folder: Where a block writes.
+
+    Raises:
+        OSError: With ``errno.ENOSPC`` instead of none.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None or _SHORT not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error

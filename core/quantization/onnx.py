@@ -5,16 +5,18 @@ What is ours is which weight gets how many bits, and that the output head and th
 them are one table: ONNX Runtime's quantizer leaves the embedding in float32, or writes the table twice.
 """
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.quantization.config import OnnxType
 
-if TYPE_CHECKING:
-    import onnx_ir
-
+# Of onnx_ir, whose types allow None wherever a graph could be malformed; those that arrive here are not.
+Model = Any
+Graph = Any
+Node = Any
+Value = Any
 Bits = Literal[4, 8]
 BLOCK = 32
 """Consecutive weights of one output that share a scale and a zero point."""
@@ -31,12 +33,12 @@ class _Blocks(NamedTuple):
 
     packed: NDArray[np.uint8]
     """[outputs, blocks, bytes]"""
-    values: "tuple[onnx_ir.Value, onnx_ir.Value, onnx_ir.Value]"
+    values: list[Value]
     """Packed weight, scales, zero points."""
     bits: Bits
 
 
-def shrink(model: "onnx_ir.Model", kind: OnnxType) -> None:
+def shrink(model: Model, kind: OnnxType) -> None:
     """Change the weights of a float32 graph in place.
 
     Args:
@@ -50,7 +52,7 @@ def shrink(model: "onnx_ir.Model", kind: OnnxType) -> None:
         _quantize(model, 8 if kind == "int8" else 4)
 
 
-def _quantize(model: "onnx_ir.Model", bits: Bits) -> None:
+def _quantize(model: Model, bits: Bits) -> None:
     graph = model.graph
     model.opset_imports[RUNTIME] = 1
     done: dict[str, _Blocks] = {}
@@ -65,7 +67,7 @@ def _quantize(model: "onnx_ir.Model", bits: Bits) -> None:
     _drop_unused(graph)
 
 
-def _linear_weight(node: "onnx_ir.Node") -> NDArray[np.float32] | None:
+def _linear_weight(node: Node) -> NDArray[np.float32] | None:
     """Return the constant matrix [inputs, outputs] that a node multiplies with, if that is what it does."""
     if node.op_type not in ("MatMul", "FusedMatMul") or node.inputs[1] is None:
         return None
@@ -77,7 +79,7 @@ def _linear_weight(node: "onnx_ir.Node") -> NDArray[np.float32] | None:
     return weight.T if turned else weight
 
 
-def _is_lookup(node: "onnx_ir.Node") -> bool:
+def _is_lookup(node: Node) -> bool:
     table = node.inputs[0] if node.op_type == "Gather" else None
     return (
         table is not None
@@ -89,8 +91,8 @@ def _is_lookup(node: "onnx_ir.Node") -> bool:
 
 
 def _replace_linear(
-    graph: "onnx_ir.Graph",
-    node: "onnx_ir.Node",
+    graph: Graph,
+    node: Node,
     weight: NDArray[np.float32],
     bits: Bits,
     done: dict[str, _Blocks],
@@ -104,7 +106,7 @@ def _replace_linear(
     _swap(graph, node, "MatMulNBits", inputs, {**sizes, "accuracy_level": INT8_ACTIVATIONS})
 
 
-def _replace_lookup(graph: "onnx_ir.Graph", node: "onnx_ir.Node", done: dict[str, _Blocks]) -> None:
+def _replace_lookup(graph: Graph, node: Node, done: dict[str, _Blocks]) -> None:
     """Put GatherBlockQuantized in the place of an embedding, over the head's own bytes if they are one table."""
     table = node.inputs[0]
     if table.name not in done:
@@ -117,11 +119,11 @@ def _replace_lookup(graph: "onnx_ir.Graph", node: "onnx_ir.Node", done: dict[str
     _swap(graph, node, "GatherBlockQuantized", inputs, axes)
 
 
-def _blocks(graph: "onnx_ir.Graph", name: str, weight: NDArray[np.float32], bits: Bits) -> _Blocks:
+def _blocks(graph: Graph, name: str, weight: NDArray[np.float32], bits: Bits) -> _Blocks:
     packed, scales, zeros = round_blocks(weight, bits)
-    arrays = {"packed": packed, "scales": scales, "zeros": zeros}
-    first, second, third = (_constant(graph, f"{name}_{part}", array) for part, array in arrays.items())
-    return _Blocks(packed, (first, second, third), bits)
+    arrays: dict[str, NDArray[Any]] = {"packed": packed, "scales": scales, "zeros": zeros}
+    values = [_constant(graph, f"{name}_{part}", array) for part, array in arrays.items()]
+    return _Blocks(packed, values, bits)
 
 
 def round_blocks(
@@ -148,7 +150,7 @@ def round_blocks(
     return packed, scales, zeros
 
 
-def _store_half(model: "onnx_ir.Model") -> None:
+def _store_half(model: Model) -> None:
     """Store large weights in 16 bits; a cast after them gives the float32 that everything computes in."""
     import onnx_ir
 
@@ -173,7 +175,7 @@ def _store_half(model: "onnx_ir.Model") -> None:
     _drop_unused(graph)
 
 
-def _cast_rows(graph: "onnx_ir.Graph", node: "onnx_ir.Node", half: "onnx_ir.Value") -> None:
+def _cast_rows(graph: Graph, node: Node, half: Value) -> None:
     """Cast the rows that were looked up, not the whole table."""
     import onnx_ir
 
@@ -183,7 +185,7 @@ def _cast_rows(graph: "onnx_ir.Graph", node: "onnx_ir.Node", half: "onnx_ir.Valu
     _swap(graph, node, "Cast", [rows.outputs[0]], {"to": onnx_ir.DataType.FLOAT.value}, domain="")
 
 
-def _constant(graph: "onnx_ir.Graph", name: str, array: NDArray[Any]) -> "onnx_ir.Value":
+def _constant(graph: Graph, name: str, array: NDArray[Any]) -> Value:
     import onnx_ir
 
     value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(array))
@@ -193,10 +195,10 @@ def _constant(graph: "onnx_ir.Graph", name: str, array: NDArray[Any]) -> "onnx_i
 
 
 def _swap(
-    graph: "onnx_ir.Graph",
-    node: "onnx_ir.Node",
+    graph: Graph,
+    node: Node,
     operator: str,
-    inputs: "list[onnx_ir.Value]",
+    inputs: list[Value],
     attributes: dict[str, int],
     *,
     domain: str = RUNTIME,
@@ -213,7 +215,7 @@ def _swap(
     new.name = name
 
 
-def _drop_unused(graph: "onnx_ir.Graph") -> None:
+def _drop_unused(graph: Graph) -> None:
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]

@@ -1,7 +1,7 @@
 """What llama.cpp computes, seen from Python while it computes: the fields of ggml's tensor struct.
 
 The library exports no function that names a tensor's inputs, so they are read from memory. The layout is that
-of ggml.h as the wheel ships it (include/ggml.h, struct ggml_tensor); ``check_layout`` proves it on tensors whose
+of ggml.h as the wheel ships it (include/ggml.h, struct ggml_tensor); ``multiplication`` proves it on tensors whose
 contents are known before anything is believed. Imports nothing but llama_cpp and numpy: for child processes.
 """
 
@@ -63,6 +63,10 @@ def _library() -> Any:
     return library
 
 
+def _address(pointer: Any) -> int | None:
+    return ctypes.cast(pointer, ctypes.c_void_p).value
+
+
 def multiplication() -> int | None:
     """Return the number of the operation matrix product if memory is laid out as this module thinks, else None.
 
@@ -76,14 +80,16 @@ def multiplication() -> int | None:
         library.ggml_set_name(weight, b"blk.0.probe.weight")
         library.ggml_set_name(inputs, b"probe")
         product = library.ggml_mul_mat(context, weight, inputs).contents
+        # Whatever could be followed into nowhere comes last: pointers are compared before they are.
         sound = (
-            library.ggml_op_name(product.op) == b"MUL_MAT"
-            and product.src[0].contents.name == b"blk.0.probe.weight"
-            and product.src[1].contents.name == b"probe"
+            weight.contents.name == b"blk.0.probe.weight"
+            and inputs.contents.name == b"probe"
+            and [_address(each) for each in product.src[:3]] == [_address(weight), _address(inputs), None]
             and list(product.ne) == [_ROWS, _INPUTS, 1, 1]
             and list(inputs.contents.nb[:2]) == [4, 4 * _COLUMNS]
             and inputs.contents.type == F32
             and inputs.contents.data == library.ggml_get_data(inputs)
+            and library.ggml_op_name(product.op) == b"MUL_MAT"
         )
         return int(product.op) if sound else None
     finally:

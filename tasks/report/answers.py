@@ -69,7 +69,7 @@ class TopicRow(NamedTuple):
 def is_right(scores: Mapping[str, float]) -> bool | None:
     """Tell whether an answer counts as right.
 
-    That is exact match where it was graded, and full marks in every metric otherwise.
+    That is exact match where it was graded, and full marks in every other metric otherwise.
 
     Returns:
         None when the answer was not graded.

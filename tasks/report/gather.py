@@ -9,7 +9,7 @@ import yaml
 
 from core.artifacts import read_jsonl, write_text
 from core.config import Frozen
-from core.evaluation.reports import EvalReport
+from core.evaluation.reports import LOWER_IS_BETTER, EvalReport
 from gates.verdict import GATE_NAMES
 from tasks.addresses import without_secrets
 from tasks.context import RunContext
@@ -63,8 +63,10 @@ def gather(context: RunContext, settings: Frozen, ending: Ending) -> ReportData:
         training=reports.get("finetune"),
         curve=curve(context),
         baseline=reports.get("baseline"),
+        compared=compared.arm if (compared := reports.get("compared")) else None,
         tuned=reports.get("evaluate"),
         quantized=reports.get("quantize"),
+        shipped=shipped_digest(context),
         answers=tuple(answers(context)),
         bundle=reports.get("deploy"),
         links={"MLflow run": context.tracker.link},
@@ -100,7 +102,9 @@ def _gate_view(name: str, record: GateRecord | None) -> GateView:
         gate=name,
         status=record.status,
         checks=tuple(CheckView.model_validate(check) for check in record.checks),
+        tried=tuple(CheckView.model_validate(check) for check in record.tried),
         waiver_reason=record.waiver["reason"] if record.waiver else None,
+        hints=record.hints,
         checked_at=record.checked_at,
     )
 
@@ -135,10 +139,10 @@ def curve(context: RunContext) -> tuple[CurvePoint, ...]:
 
 def answers(context: RunContext) -> Iterator[AnswerRow]:
     """Join the answers of base, tuned model and shipped file, question by question."""
-    baseline = _rows(context, "baseline", "baseline")
+    baseline = _rows(context, "compared", "baseline")
     tuned = _rows(context, "evaluate", "evaluation")
     shipped = _rows(context, "quantize", f"quantization-{_shipped_type(context)}")
-    asked = baseline or tuned
+    asked, graded = baseline or tuned, context.reports.get("compared")
     for key, row in asked.items():
         before, after, small = baseline.get(key), tuned.get(key), shipped.get(key)
         yield AnswerRow(
@@ -149,18 +153,22 @@ def answers(context: RunContext) -> Iterator[AnswerRow]:
             baseline=before["answer"] if before else None,
             tuned=after["answer"] if after else None,
             shipped=small["answer"] if small else None,
-            baseline_scores=_scores(context.reports.get("baseline"), before),
-            tuned_scores=_scores(context.reports.get("baseline"), after),
-            shipped_scores=_scores(context.reports.get("baseline"), small),
+            baseline_scores=_scores(graded, before),
+            tuned_scores=_scores(graded, after),
+            shipped_scores=_scores(graded, small),
         )
 
 
+def shipped_digest(context: RunContext) -> str | None:
+    """Return the digest of the file that ships; None where its gate stopped the run, or was not reached."""
+    chosen: Any = context.reports.get("shipped")
+    gate = next((record for record in context.judged if record.gate == "quantization-verified"), None)
+    return str(chosen.digest) if chosen and gate and gate.status != "blocked" else None
+
+
 def _shipped_type(context: RunContext) -> str:
-    bundle: Any = context.reports.get("deploy")
-    if bundle is not None:
-        return str(bundle.gguf_type)
-    quantized: Any = context.reports.get("quantize")
-    return str(min(quantized.files, key=lambda file: file.bytes).type) if quantized else "none"
+    chosen: Any = context.reports.get("shipped")
+    return str(chosen.type) if chosen else "none"
 
 
 def _rows(context: RunContext, phase: str, stem: str) -> dict[str, dict[str, Any]]:
@@ -175,8 +183,11 @@ def _topic(row: dict[str, Any]) -> str | None:
 
 
 def _scores(report: Any, row: dict[str, Any] | None) -> dict[str, float]:
-    names = report.metrics if isinstance(report, EvalReport) else ()
-    return {name: row[name] for name in names if row is not None and name in row}
+    """Pick the scores that lie between 0 and 1, the primary one first."""
+    if not isinstance(report, EvalReport) or row is None:
+        return {}
+    names = sorted(report.metrics, key=lambda name: name != report.metric)
+    return {name: row[name] for name in names if name in row and name not in LOWER_IS_BETTER}
 
 
 def _installed(name: str) -> str | None:

@@ -49,18 +49,9 @@ def score(value: float, metric: str) -> str:
     return number(value) if metric in LOWER_IS_BETTER else percent(value)
 
 
-def change(before: float, after: float, metric: str, *, is_gain: bool = False) -> str:
-    """Write a difference of two values in points, or in a perplexity's own unit.
-
-    Args:
-        before: The first value.
-        after: The second one.
-        metric: Decides the unit.
-        is_gain: The values are gains, which rise where a perplexity falls.
-    """
-    if metric in LOWER_IS_BETTER:
-        return signed(after - before) + (" less" if is_gain and after > before else "")
-    return points(after - before)
+def change(before: float, after: float, metric: str) -> str:
+    """Write a difference of two values in points, or in a perplexity's own unit."""
+    return signed(after - before) if metric in LOWER_IS_BETTER else points(after - before)
 
 
 def gain_tick(metric: str) -> Callable[[float], str]:

@@ -12,7 +12,7 @@ from core.config import Frozen
 from core.data.learning_reports import LearnReport
 from core.data.reports import FormatReport, IngestReport, SplitReport
 from core.deployment.reports import BundleReport
-from core.evaluation.reports import EvalReport
+from core.evaluation.reports import BaselineReport, EvalReport
 from core.quantization.reports import QuantReport
 from core.training.reports import TrainReport
 from gates.thresholds import GatesConfig
@@ -22,7 +22,10 @@ from tasks.report.answers import FILTERS, flip_rows, topic_rows
 from tasks.report.answers import AnswerRow as AnswerRow
 from tasks.report.answers import Flips as Flips
 from tasks.report.answers import flips as flips
+from tasks.report.beside_view import Scored
 from tasks.report.data_view import DataReports, data_view
+from tasks.report.evaluation_view import evaluation_view
+from tasks.report.ladder_view import LadderView, ladder_view
 from tasks.report.learning_view import learning_view
 from tasks.report.rendering import environment
 from tasks.test_uses import TestUses
@@ -49,7 +52,11 @@ class GateView(Frozen):
     gate: str
     status: Literal["passed", "blocked", "waived", "not judged"]
     checks: tuple[CheckView, ...] = ()
+    tried: tuple[CheckView, ...] = ()
+    """Comparisons of candidates that were not chosen; they decide nothing."""
     waiver_reason: str | None = None
+    hints: tuple[str, ...] = ()
+    """What to change if it is closed."""
     checked_at: str | None = None
 
     @property
@@ -100,9 +107,13 @@ class ReportData(Frozen):
     test_uses: TestUses | None = None
     training: TrainReport | None = None
     curve: tuple[CurvePoint, ...] = ()
-    baseline: EvalReport | None = None
+    baseline: BaselineReport | None = None
+    compared: str | None = None
+    """The way of asking the base that the gate compared with."""
     tuned: EvalReport | None = None
     quantized: QuantReport | None = None
+    shipped: str | None = None
+    """Digest of the quantized file that ships."""
     answers: tuple[AnswerRow, ...] = ()
     bundle: BundleReport | None = None
     links: dict[str, str] = {}
@@ -111,9 +122,14 @@ class ReportData(Frozen):
 
     @property
     def arms(self) -> tuple[EvalReport, ...]:
-        """Evaluations there are: the base model, the tuned one, each quantized file."""
-        files = self.quantized.files if self.quantized else ()
-        return tuple(e for e in (self.baseline, self.tuned, *(f.evaluation for f in files)) if e is not None)
+        """Evaluations there are: the base in every way it was asked, the tuned model, each quantized file."""
+        base = self.baseline.arms if self.baseline else ()
+        return (*base, *((self.tuned,) if self.tuned else ()), *self.files)
+
+    @property
+    def files(self) -> tuple[EvalReport, ...]:
+        """Evaluations of the quantized files."""
+        return tuple(file.evaluation for file in self.quantized.files) if self.quantized else ()
 
 
 class ThresholdRow(NamedTuple):
@@ -133,11 +149,16 @@ def threshold_rows(gate: str) -> tuple[ThresholdRow, ...]:
     return tuple(
         ThresholdRow(
             key=f"gates.{block}.{name}",
-            default=getattr(thresholds, name),
+            default=_plain(getattr(thresholds, name)),
             meaning=" ".join((field.description or "").split()),
         )
         for name, field in type(thresholds).model_fields.items()
     )
+
+
+def _plain(default: object) -> Value:
+    """Write a default that is more than one value as text."""
+    return default if default is None or isinstance(default, bool | int | float | str) else str(default)
 
 
 def likely_threshold(settings: Sequence[ThresholdRow], failing: Sequence[CheckView]) -> str | None:
@@ -152,7 +173,8 @@ def likely_threshold(settings: Sequence[ThresholdRow], failing: Sequence[CheckVi
 
 def digest_rows(data: ReportData) -> tuple[tuple[str, str], ...]:
     """List what the run's bytes hash to, by what they are; equal prompts of all models are one line."""
-    rows = [("Base model", data.baseline.model_digest)] if data.baseline else []
+    asked = data.baseline.arms if data.baseline else ()
+    rows = [("Base model", arm.model_digest) for arm in asked[:1]]
     if data.training:
         made = data.training
         rows = [
@@ -192,18 +214,26 @@ def render_report(data: ReportData) -> str:
     rows = flip_rows(data.answers)
     return page.render(
         data=data,
-        scores=charts.interval_chart([_whisker(arm) for arm in data.arms]),
-        metrics=tuple(dict.fromkeys(name for arm in data.arms for name in arm.metrics)),
+        scores=evaluation_view(Scored(data.baseline, data.compared, data.tuned, data.files, data.answers)),
         topics=topic_rows(data.answers),
         rows=rows,
         filters=[(kind, title, sum(kind in r.kinds for r in rows)) for kind, title in FILTERS.items()],
         first_rows=FIRST_ROWS,
         digests=digest_rows(data),
         view=data_view(DataReports(data.ingest, data.formatted, data.split, data.learning, data.test_uses)),
+        ladder=_ladder(data),
         learn=learning_view(data.learning) if data.learning else None,
         **_gate_parts(data),
         **_curves(data),
     )
+
+
+def _ladder(data: ReportData) -> LadderView | None:
+    if data.quantized is None:
+        return None
+    gate = next((gate for gate in data.gates if gate.gate == "quantization-verified"), None)
+    checks = (*gate.checks, *gate.tried) if gate else ()
+    return ladder_view(data.quantized, data.tuned, checks, data.shipped)
 
 
 def _gate_parts(data: ReportData) -> dict[str, Any]:
@@ -227,10 +257,3 @@ def _curves(data: ReportData) -> dict[str, Any]:
         "rates": charts.line_chart(rates, steps),
         "peak_rate": max((rate for _, rate in rates), default=0.0),
     }
-
-
-def _whisker(arm: EvalReport) -> charts.Whisker:
-    # A malformed report closes a gate, and the page about that must not fail over it.
-    interval = arm.metrics.get(arm.metric)
-    low, high = (interval.low, interval.high) if interval else (arm.value, arm.value)
-    return charts.Whisker(arm.arm, min(low, arm.value), arm.value, max(high, arm.value))

@@ -88,7 +88,7 @@ def write_tokenizer(writer: GGUFWriter, vocab: Vocab, tokenizer: Any, model_dir:
         writer.add_token_merges(vocab.merges)
     chat = speech_of(tokenizer)
     _write_special(writer, tokenizer, stops_of(tokenizer, chat, model_dir))
-    writer.add_string(KEY, spelling_of(tokenizer, chat).dump())
+    writer.add_string(KEY, spelling_of(tokenizer, chat, model_dir).dump())
     template = chat_template(tokenizer)
     if template:
         writer.add_chat_template(without_generation_tags(template))

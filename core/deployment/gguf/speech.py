@@ -54,19 +54,20 @@ def stops_of(tokenizer: Any, chat: ChatTokenizer | None, model_dir: Path) -> Sto
         chat: The same with its template.
         model_dir: Folder that may hold a ``generation_config.json``.
     """
-    ends = [*(chat.end_of_turn_ids if chat else ()), *_listed(model_dir)]
+    ends = [*(chat.end_of_turn_ids if chat else ()), *listed_stops(model_dir)]
     others = [token for token in dict.fromkeys(ends) if token != tokenizer.eos_token_id]
     # Of more than two the least likely to be met go: reserved slots for tools come last.
     eot, eom = [*others[:2], None, None][:2]
     return Stops(eot, eom)
 
 
-def spelling_of(tokenizer: Any, chat: ChatTokenizer | None) -> Spelling:
-    """Return the rules for text that llama.cpp does not know.
+def spelling_of(tokenizer: Any, chat: ChatTokenizer | None, model_dir: Path) -> Spelling:
+    """Return the rules for text and ends that llama.cpp does not know.
 
     Args:
         tokenizer: The transformers tokenizer.
         chat: The same with its template.
+        model_dir: Folder that may hold a ``generation_config.json``.
     """
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     forms = [step["type"] for step in steps_of(spec.get("normalizer"), "normalizers")]
@@ -78,10 +79,12 @@ def spelling_of(tokenizer: Any, chat: ChatTokenizer | None) -> Spelling:
         strip_left=[token["content"] for token in added if token["lstrip"]],
         strip_right=[token["content"] for token in added if token["rstrip"]],
         normalization="NFC" if "NFC" in forms else "",
+        stops={*(chat.stop_ids if chat else ()), *listed_stops(model_dir)},
     )
 
 
-def _listed(model_dir: Path) -> list[int]:
+def listed_stops(model_dir: Path) -> list[int]:
+    """Return the ids that generation_config.json lists as ends."""
     if not (model_dir / "generation_config.json").is_file():
         return []
     ids = GenerationConfig.from_pretrained(model_dir, local_files_only=True).eos_token_id

@@ -5,7 +5,9 @@ _COMMON = (
     "RMS norm epsilon differs, or a norm was taken from another layer",
 )
 _TIED = "the output layer is tied to the embedding in one of the two only"
-_PERMUTED = "query and key rows were not permuted into llama.cpp's rotary order (or twice), or the head counts differ"
+_PERMUTED = (
+    "query and key rows were not permuted into llama.cpp's rotary order (or twice), or the head counts differ"
+)
 _WINDOW = "a sliding window is honoured on one side only"
 _FUSED = "the fused query-key-value or gate-up matrix was split at the wrong rows"
 

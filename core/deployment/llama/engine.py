@@ -74,6 +74,8 @@ class Engine:
         self.memory = lib.llama_get_memory(self.ctx)
         self.batch = lib.llama_batch_init(BATCH, 0, 1)
         self.seen: list[int] = []
+        self.stops: frozenset[int] = frozenset()
+        """Ids that end an answer; if none are set, those that llama.cpp takes for ends."""
 
     def _settings(self, threads: int, exact: bool) -> Any:
         settings = lib.llama_context_default_params()
@@ -208,7 +210,7 @@ class Engine:
             for token in self._tokens(sampler, limit):
                 if token is None:
                     finish = "context"
-                elif lib.llama_vocab_is_eog(self.vocab, token):
+                elif self._ends(token):
                     finish = "stop"
                 else:
                     texts.append(decoder.decode(self.piece(token, 0 if out else lstrip)))
@@ -219,6 +221,9 @@ class Engine:
         texts.append(decoder.decode(b"", final=True))
         emit(texts[-1])
         return Generated("".join(texts), out, finish, time.perf_counter() - start)
+
+    def _ends(self, token: int) -> bool:
+        return token in self.stops if self.stops else bool(lib.llama_vocab_is_eog(self.vocab, token))
 
     def _tokens(self, sampler: Any, limit: int) -> Iterator[int | None]:
         """Yield one token after the other; None when the window is full."""

@@ -31,6 +31,7 @@ class Spelling:
         strip_left: Iterable[str] = (),
         strip_right: Iterable[str] = (),
         normalization: str = "",
+        stops: Iterable[int] = (),
     ) -> None:
         """Prepare the searches.
 
@@ -40,6 +41,7 @@ class Spelling:
             strip_left: Tokens that swallow white space before them.
             strip_right: Tokens that swallow white space after them.
             normalization: Unicode form of the text between tokens, such as NFC, or nothing.
+            stops: Ids that end an answer; none leaves it to llama.cpp, which also goes by tokens' names.
         """
         self.settings: dict[str, Any] = {
             "control": sorted(control),
@@ -47,6 +49,7 @@ class Spelling:
             "strip_left": sorted(strip_left),
             "strip_right": sorted(strip_right),
             "normalization": normalization,
+            "stops": sorted(stops),
         }
         self.control = ControlText(self.settings["control"])
         before, after = _either(self.settings["strip_left"]), _either(self.settings["strip_right"])

@@ -84,6 +84,7 @@ def _attempt(action: Callable[[Reply], None], reply: Reply) -> None:
 def _serve(options: argparse.Namespace, requests: queue.Queue[dict[str, Any]], reply: Reply) -> None:
     engine = Engine(options.model, options.context, options.threads, options.exact)
     spelling = _spelling(engine)
+    engine.stops = frozenset(spelling.settings["stops"])
     reply({"done": {"vocabulary": engine.size}})
     while True:
         request = requests.get()

@@ -1,18 +1,19 @@
 """Reads and writes an ONNX graph with its weights in a file beside it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from core.deployment.onnx.names import MODEL_FILE, WEIGHTS_FILE
 
-if TYPE_CHECKING:
-    import onnx_ir
-
+# Of onnx_ir.
+Model = Any
+Value = Any
+Tensor = Any
 SMALLEST = 256
 """Bytes; smaller tensors stay in the graph's own file."""
 
 
-def save(program: "onnx_ir.Model", folder: Path) -> None:
+def save(program: Model, folder: Path) -> None:
     """Write a graph, its weights outside, so that no file meets protobuf's limit of 2 GB.
 
     Tensors over the same memory are written once: the embedding and the head of a model that ties them differ in
@@ -36,22 +37,20 @@ def save(program: "onnx_ir.Model", folder: Path) -> None:
     onnx_ir.save(program, folder / MODEL_FILE)
 
 
-def load(folder: Path) -> "onnx_ir.Model":
+def load(folder: Path) -> Model:
     """Open a graph that ``save`` wrote; weights are read from their file when they are asked for."""
     import onnx_ir
 
     return onnx_ir.load(folder / MODEL_FILE)
 
 
-def _place(tensor: "onnx_ir.TensorProtocol") -> tuple[int, int]:
+def _place(tensor: Tensor) -> tuple[int, int]:
     """Say where in memory a tensor's bytes lie, and how many they are."""
     array = tensor.numpy()
     return int(array.ctypes.data), int(array.nbytes)
 
 
-def _renamed(
-    stored: "onnx_ir.ExternalTensor", value: "onnx_ir.Value", folder: Path
-) -> "onnx_ir.ExternalTensor":
+def _renamed(stored: Tensor, value: Value, folder: Path) -> Tensor:
     import onnx_ir
 
     return onnx_ir.ExternalTensor(

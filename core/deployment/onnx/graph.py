@@ -4,26 +4,23 @@ The tracing, and the fusions into ONNX Runtime's operators, are those of ``trans
 graph instead of its pair for prompt and steps (which would store the weights twice), and the names of its inputs.
 """
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from core.deployment.onnx.names import INPUTS, past_names, present_names
 from core.errors import ModelError
-from core.models.failures import clear_messages
+from core.models.failures import clear_messages, first_line
 from core.models.files import require_loadable
 
 if TYPE_CHECKING:
-    import onnx_ir
     from transformers import PreTrainedModel
 
+Model = Any  # of onnx_ir
 BATCH, BEFORE, NOW = 2, 5, 3
 """Rows, tokens in the cache and new tokens of the example that is traced; none of them is 1, which would be fixed."""
+WITHOUT = "leave ONNX out for this model (quantization.onnx: []); GGUF may well take it"
 
 
 def load_for_export(folder: Path) -> "PreTrainedModel":
@@ -40,10 +37,11 @@ def load_for_export(folder: Path) -> "PreTrainedModel":
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
         )
-    return model.eval()
+    model.eval()
+    return model
 
 
-def trace(model: "PreTrainedModel", *, fused: bool = True) -> "onnx_ir.Model":
+def trace(model: "PreTrainedModel", *, fused: bool = True) -> Model:
     """Trace a model, with its cache as inputs and outputs.
 
     Args:
@@ -57,22 +55,19 @@ def trace(model: "PreTrainedModel", *, fused: bool = True) -> "onnx_ir.Model":
     Raises:
         ModelError: If the model keeps other state than keys and values, or cannot be traced.
     """
-    from transformers.exporters import OnnxConfig, OnnxExporter
+    from transformers.exporters.configs import OnnxConfig
+    from transformers.exporters.exporter_onnx import OnnxExporter
 
-    example = _example(model)
-    settings = OnnxConfig(
-        dynamic=True, dynamic_shapes=_free_axes(example), ort_fusions="cpu" if fused else None
-    )
+    fusions: Literal["cpu"] | None = "cpu" if fused else None
     try:
-        with _quiet():
-            program: onnx_ir.Model = OnnxExporter().export(model, example, settings).program
-    except (MemoryError, ModelError):
+        example = _example(model)
+        settings = OnnxConfig(dynamic=True, dynamic_shapes=_free_axes(example), ort_fusions=fusions)
+        program = OnnxExporter().export(model, example, settings).program
+    except (MemoryError, OSError, ModelError):
         raise
     except Exception as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot be traced to ONNX: {str(error).strip().splitlines()[0][:300]}",
-            fix="leave ONNX out for this model (quantization.onnx: []); GGUF does not need it",
-        ) from error
+        what = f"{type(model).__name__} cannot be traced to ONNX: {first_line(error)[:300]}"
+        raise ModelError(what, fix=WITHOUT) from error
     _rename(program, _layers(example))
     _strip(program)
     return program
@@ -85,15 +80,14 @@ def _example(model: "PreTrainedModel") -> dict[str, Any]:
     # length, which no other tool expects; the mask hides what lies outside it.
     cache = DynamicCache()
     # The shape is all that counts; every vocabulary has these ids.
-    ids = torch.arange(BATCH * (BEFORE + NOW)).reshape(BATCH, -1) % min(int(model.config.vocab_size), 16)
+    config = model.config.get_text_config()
+    ids = torch.arange(BATCH * (BEFORE + NOW)).reshape(BATCH, -1) % min(int(config.vocab_size), 16)
     with torch.no_grad():
         model(input_ids=ids[:, :BEFORE], past_key_values=cache, use_cache=True)
     filled = [getattr(layer, "keys", None) for layer in cache.layers]
-    if len(filled) != int(model.config.num_hidden_layers) or any(keys is None for keys in filled):
-        raise ModelError(
-            f"{type(model).__name__} keeps other state than keys and values; that is not exported to ONNX",
-            fix="leave ONNX out for this model: quantization.onnx: []",
-        )
+    if len(filled) != int(config.num_hidden_layers) or any(keys is None for keys in filled):
+        what = f"{type(model).__name__} keeps other state than keys and values; that is not exported to ONNX"
+        raise ModelError(what, fix=WITHOUT)
     return {
         "input_ids": ids[:, BEFORE:].contiguous(),
         "attention_mask": torch.ones_like(ids),
@@ -114,7 +108,7 @@ def _free_axes(example: dict[str, Any]) -> dict[str, Any]:
     return {**dict.fromkeys(INPUTS, both), "past_key_values": caches}
 
 
-def _rename(program: "onnx_ir.Model", layers: int) -> None:
+def _rename(program: Model, layers: int) -> None:
     import onnx_ir
 
     graph = program.graph
@@ -123,11 +117,11 @@ def _rename(program: "onnx_ir.Model", layers: int) -> None:
     for value, name in zip(graph.outputs, ["logits", *present_names(layers)], strict=True):
         value.name = name
     now, before, total = "sequence_length", "past_sequence_length", "total_sequence_length"
-    axes = {"attention_mask": ["batch_size", total]}
+    axes: dict[str, list[Any]] = {"attention_mask": ["batch_size", total]}
     for value in (*graph.inputs, *graph.outputs):
         length = before if value.name.startswith("past") else total
         if value.name.startswith(("past", "present")):
-            shape = ["batch_size", _size(value.shape[1]), length, _size(value.shape[3])]
+            shape: list[Any] = ["batch_size", _size(value.shape[1]), length, _size(value.shape[3])]
         else:
             shape = axes.get(value.name, ["batch_size", now]) + [_size(n) for n in value.shape[2:]]
         value.shape = onnx_ir.Shape(shape)
@@ -138,7 +132,7 @@ def _size(axis: Any) -> int:
     return int(str(getattr(axis, "value", axis)))
 
 
-def _strip(program: "onnx_ir.Model") -> None:
+def _strip(program: Model) -> None:
     """Take out source lines and stack traces (which name this machine's folders), and the symbols of inner shapes."""
     program.metadata_props.clear()
     program.graph.metadata_props.clear()
@@ -153,19 +147,3 @@ def _strip(program: "onnx_ir.Model") -> None:
             value.metadata_props.clear()
             if value not in kept:
                 value.shape = None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back the exporter's notices about its own versions and progress."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "torch.onnx", "onnxscript", "onnx_ir")]
-    before = [each.level for each in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(None):
-        warnings.simplefilter("ignore")
-        for each in loggers:
-            each.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for each, level in zip(loggers, before, strict=True):
-                each.setLevel(level)

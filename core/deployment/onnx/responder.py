@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from core.data.examples import as_messages
 from core.deployment.onnx.runner import OnnxRunner
 from core.evaluation.responders import Answer, Message, Tick
 
@@ -20,6 +19,8 @@ class OnnxResponder:
 
     def answer(self, prompts: Sequence[list[Message]], max_new_tokens: int, tick: Tick) -> list[Answer]:
         """Answer every conversation, in order."""
+        from core.data.examples import as_messages
+
         ids = [self.chat.prompt_ids(as_messages(messages)) for messages in prompts]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         answers: dict[int, Answer] = {}

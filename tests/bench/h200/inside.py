@@ -20,70 +20,72 @@ SETTLED = 3
 
 
 class Sampler(threading.Thread):
-    """Watches the status file and the memory counters."""
+    """Watches the status file and the memory counters.
+
+    Stages: ``before`` training (measuring the base), ``start`` (loading, attaching, first steps), ``steady``, and
+    ``after`` (merging). The counters' peak restarts with each; the largest value seen in a stage is kept.
+    """
 
     def __init__(self, note: Path, status: Path) -> None:
         super().__init__(daemon=True)
         self.note, self.status = note, status
-        self.seen: dict[str, Any] = {"pid": os.getpid(), "running": False}
+        self.stage, self.resumed_at, self.last = "before", 0, ""
+        # An old run's file says that it runs or ended, too: only a start after this one counts.
+        self.old = _started(status)
+        self.seen: dict[str, Any] = {"pid": os.getpid()}
 
     def run(self) -> None:
         """Sample until the process ends."""
+        written = 0.0
         while True:
             self.sample()
+            if time.monotonic() - written > 0.5:
+                self.write()
+                written = time.monotonic()
             time.sleep(INTERVAL)
 
     def sample(self) -> None:
-        """Take one look; a new stage is written down at once."""
+        """Take one look."""
+        self.seen[self.stage] = _largest(self.seen.get(self.stage), _peaks())
         try:
-            content = json.loads(self.status.read_text(encoding="utf-8"))
+            text = self.status.read_text(encoding="utf-8")
+            content = json.loads(text) if text != self.last else None
         except (OSError, ValueError):
             return
-        if content.get("started_at") is None or content["last_updated"] == self.seen.get("last_updated"):
+        if content is None or content["started_at"] == self.old:
             return
-        self.seen["last_updated"] = content["last_updated"]
-        running, step = bool(content["running"]), int(content["step"])
-        # An old run's file says running or not as well: only what this process began counts.
-        if running and not self.seen["running"]:
-            self._begin()
-        elif self.seen["running"]:
-            self._during(running, step)
-        self._write()
-
-    def _begin(self) -> None:
-        self.seen |= {"running": True, "before": _peaks(), "began": time.time()}
-        _reset()
-
-    def _during(self, running: bool, step: int) -> None:
-        if step >= 1 and "first_steps" not in self.seen:
-            self.seen["first_steps"] = _peaks()  # loading, attaching and the first step
-        if step >= SETTLED and "settled" not in self.seen:
-            self.seen["settled"] = True
-            self.seen["first_steps"] = _largest(self.seen.get("first_steps"), _peaks())
+        self.last = text
+        stage = self._stage(bool(content["running"]), int(content["step"]))
+        if stage != self.stage:
+            self.seen[f"{stage}_at"] = time.time()
+            self.stage = stage
             _reset()
-        if not running:
-            key = "steady" if "settled" in self.seen else "first_steps"
-            self.seen[key] = _peaks()
-            self.seen |= {"running": False, "ended": time.time(), "status_at_end": content_of(self.status)}
-            _reset()
-        elif "settled" in self.seen:
-            self.seen["steady"] = _peaks()
+            self.write()
 
-    def finish(self) -> None:
-        """Note what came after training: merging."""
-        self.seen["after"] = _peaks()
-        self._write()
+    def _stage(self, running: bool, step: int) -> str:
+        if self.stage == "before":
+            return "start"
+        if self.stage == "start" and step >= SETTLED:
+            # A resumed run announces the step it continues from before it takes one.
+            if not self.resumed_at:
+                self.resumed_at = step
+            if step > self.resumed_at:
+                return "steady"
+        return self.stage if running else "after"
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write down what was seen."""
         part = self.note.with_suffix(".part")
         part.write_text(json.dumps(self.seen, indent=1), encoding="utf-8")
         part.replace(self.note)
 
 
-def content_of(path: Path) -> dict[str, Any]:
-    """Read a JSON object."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+def _started(status: Path) -> str | None:
+    try:
+        started: str = json.loads(status.read_text(encoding="utf-8"))["started_at"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return started
 
 
 def _largest(one: dict[str, int] | None, other: dict[str, int]) -> dict[str, int]:
@@ -120,7 +122,7 @@ def main() -> int:
 
     sampler.start()
     code = guarded(app)
-    sampler.finish()
+    sampler.write()
     return code
 
 

@@ -255,7 +255,6 @@ class Bench:
             if kill_at or "finetune" not in phase_seconds(log):
                 raise RuntimeError(problem)
         memory = json.loads(note.read_text()) if note.is_file() else {}
-        memory.pop("status_at_end", None)
         phases = phase_seconds(log)
         seconds = round(time.monotonic() - began, 1)
         told = {"exit": code, "run_s": seconds, "watch": watcher.told(), "memory": memory, "phase_s": phases}
@@ -371,7 +370,7 @@ def _line(result: dict[str, Any]) -> str:
     if "error" in result:
         return f"| {result['case']} | | | | | | | | | {result['error'][-160:].replace(chr(10), ' ')} |\n"
     memory, watch, gib = result["memory"], result["watch"], 1 << 30
-    peaks = [memory.get(key, {}) for key in ("first_steps", "steady")]
+    peaks = [memory.get(key, {}) for key in ("start", "steady")]
     allocated, reserved = (max((p.get(key, 0) for p in peaks), default=0) / gib for key in ("allocated", "reserved"))
     note = result.get("problem", "")[:60].replace("\n", " ")
     if "largest_loss_difference" in result:

@@ -209,12 +209,13 @@ def test_a_template_that_rewrites_history_gives_one_example_per_answer(make_toke
     chat = ChatTokenizer(make_tokenizer(), QWEN3)
     examples = chat.encode(talk("q1", "a1", "q2", "a2", "q3", "a3"))
     thinking = "<think>\n\n</think>\n\n"
-    assert [trained(chat, example) for example in examples] == [
-        [f"{thinking}a{n}<|im_end|>"] for n in (1, 2, 3)
-    ]
+    assert [trained(chat, example) for example in examples] == [[f"a{n}<|im_end|>"] for n in (1, 2, 3)]
     last = chat.tokenizer.decode(examples[2].input_ids)
     assert "assistant\na1<|im_end|>" in last
+    # The empty thought is the template's, not the assistant's: it is read, and ends every prompt.
     assert last.count(thinking) == 1
+    prompt = chat.prompt_ids(talk("q1", "a1").messages)
+    assert chat.tokenizer.decode(prompt).endswith(thinking)
     assert all(bos_count(chat, example.input_ids) == 1 for example in examples)
     assert len(chat.encode(talk("q1", "a1"))) == 1
 

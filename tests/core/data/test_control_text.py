@@ -1,5 +1,6 @@
 """Text that spells a control token never becomes one."""
 
+import json
 import re
 
 import pytest
@@ -95,7 +96,7 @@ def test_spelled_control_tokens_stay_text_in_training_and_in_prompts(chat, place
 
 def test_answers_of_tools_and_arguments_stay_text_too(chat):
     def asked(word):
-        call = ToolCall(name="look", arguments='{"for": "%s"}' % word, id="1")
+        call = ToolCall(name="look", arguments=json.dumps({"for": word}), id="1")
         turns = [
             Message(role="user", content="Q"),
             Message(role="assistant", content="", tool_calls=(call,)),

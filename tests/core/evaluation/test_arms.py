@@ -36,7 +36,10 @@ def test_arms_ask_the_same_question_in_three_ways():
     assert arm_messages("zero_shot", ASKED, SHOTS, "Be short.") == ASKED
     assert arm_messages("few_shot", ASKED, SHOTS, "Be short.") == [*SHOWN, *ASKED]
     assert arm_messages("few_shot", [SYSTEM, *ASKED], SHOTS, "") == [SYSTEM, *SHOWN, *ASKED]
-    assert arm_messages("prompted", ASKED, SHOTS, "Be short.") == [{"role": "system", "content": "Be short."}, *ASKED]
+    assert arm_messages("prompted", ASKED, SHOTS, "Be short.") == [
+        {"role": "system", "content": "Be short."},
+        *ASKED,
+    ]
     extended = {"role": "system", "content": "Be kind.\n\nBe short."}
     assert arm_messages("prompted", [SYSTEM, *ASKED], SHOTS, "Be short.") == [extended, *ASKED]
 
@@ -90,7 +93,9 @@ def words(messages) -> int:
     return sum(len(turn["content"].split()) for turn in messages)
 
 
-@pytest.mark.parametrize(("window", "shown", "shortened"), [(None, 4, 0), (16, 4, 0), (15, 2, 1), (11, 0, 1), (1, 0, 1)])
+@pytest.mark.parametrize(
+    ("window", "shown", "shortened"), [(None, 4, 0), (16, 4, 0), (15, 2, 1), (11, 0, 1), (1, 0, 1)]
+)
 def test_fewer_examples_are_shown_where_the_window_is_small(window, shown, shortened):
     # A shot has four words, the question three, the answer is kept five: 16 in all.
     ask = FewShot(SHOTS, words, window, answer=5)

@@ -73,13 +73,14 @@ def test_self_bleu_agrees_with_sacrebleu_where_no_smoothing_matters():
     answers = ["the cat sat on the mat today", "the cat sat on the mat", "a cat sat on the mat today at noon"]
     bleu = BLEU(smooth_method="add-k", smooth_value=1, tokenize="none", effective_order=True)
     expected = [
-        bleu.sentence_score(answer, [*answers[:i], *answers[i + 1 :]]).score / 100 for i, answer in enumerate(answers)
+        bleu.sentence_score(answer, [*answers[:i], *answers[i + 1 :]]).score / 100
+        for i, answer in enumerate(answers)
     ]
     assert self_bleu([a.split() for a in answers]) == pytest.approx(sum(expected) / 3)
 
 
 def test_distinct_and_type_token_ratio_by_hand():
-    answers = ["a b a b".split(), "a b c".split()]
+    answers = [["a", "b", "a", "b"], ["a", "b", "c"]]
     assert distinct(answers, 1) == pytest.approx(3 / 7)
     assert distinct(answers, 2) == pytest.approx(3 / 5)
     assert distinct(answers, 3) == pytest.approx(3 / 3)
@@ -112,7 +113,9 @@ def questions(count: int) -> list[Question]:
 def test_sampled_answers_are_measured_together():
     config = EvaluationConfig(diversity=DiversityConfig(samples=6, questions=2), max_new_tokens=9, seed=4)
     responder = Draws()
-    found = sampled_diversity(responder, questions(5), right_answer(config, Path()), config, encoder=Lengths())
+    found = sampled_diversity(
+        responder, questions(5), right_answer(config, Path()), config, encoder=Lengths()
+    )
     assert responder.asked == (2, 6, 0.7, 0.9, 4, 9)
     assert (found.questions, found.samples) == (2, 6)
     assert found.pass_at == {1: pytest.approx(0.5), 5: 1.0}

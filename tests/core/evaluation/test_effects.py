@@ -33,13 +33,18 @@ def test_wilcoxon_is_the_share_of_signs_at_least_as_uneven():
     changes = np.subtract(CANDIDATE, BASE)
     ranks = stats.rankdata(np.abs(changes))
     seen = min(ranks[changes > 0].sum(), ranks[changes < 0].sum())
-    sums = [sum(r for r, up in zip(ranks, signs, strict=True) if up) for signs in itertools.product((0, 1), repeat=7)]
+    sums = [
+        sum(r for r, up in zip(ranks, signs, strict=True) if up)
+        for signs in itertools.product((0, 1), repeat=7)
+    ]
     expected = np.mean([min(total, ranks.sum() - total) <= seen + 1e-9 for total in sums])
     assert wilcoxon(BASE, CANDIDATE) == pytest.approx(expected)
 
 
 def test_equal_pairs_are_left_out_of_wilcoxon():
-    assert wilcoxon((*BASE, 0.3, 0.4), (*CANDIDATE, 0.3, 0.4)) == pytest.approx(wilcoxon(BASE, CANDIDATE), abs=0.02)
+    assert wilcoxon((*BASE, 0.3, 0.4), (*CANDIDATE, 0.3, 0.4)) == pytest.approx(
+        wilcoxon(BASE, CANDIDATE), abs=0.02
+    )
     assert wilcoxon(BASE, BASE) == 1.0
 
 
@@ -57,7 +62,13 @@ def test_mann_whitney_is_the_share_of_arrangements_at_least_as_uneven():
     u = sum(b > a for a in left for b in right)
     pooled = left + right
     counts = [
-        sum(b > a for i, a in enumerate(pooled) if i in chosen for j, b in enumerate(pooled) if j not in chosen)
+        sum(
+            b > a
+            for i, a in enumerate(pooled)
+            if i in chosen
+            for j, b in enumerate(pooled)
+            if j not in chosen
+        )
         for chosen in itertools.combinations(range(7), 3)
     ]
     assert mann_whitney(left, right) == pytest.approx(np.mean([abs(c - 6) >= abs(u - 6) for c in counts]))
@@ -75,7 +86,9 @@ def test_effect_sizes_by_hand():
     assert odds_ratio(Flips(0, 0, 1.0)) == 1.0
 
 
-@pytest.mark.parametrize(("base", "candidate"), [(BASE, CANDIDATE), ((0, 1, 1), (1, 1, 0, 1)), ((0, 0), (1, 1)), (FLAT, FLAT)])
+@pytest.mark.parametrize(
+    ("base", "candidate"), [(BASE, CANDIDATE), ((0, 1, 1), (1, 1, 0, 1)), ((0, 0), (1, 1)), (FLAT, FLAT)]
+)
 def test_cliffs_delta_counts_all_pairs(base, candidate):
     pairs = [(b > a) - (b < a) for a in base for b in candidate]
     assert cliffs_delta(base, candidate) == pytest.approx(sum(pairs) / len(pairs))

@@ -139,7 +139,11 @@ def test_a_seed_draws_the_same_answers_again_and_another_seed_others(model, chat
     assert responder.sample(PROMPTS, 3, seed=5, tick=quiet, **SAMPLING) == first
     assert responder.sample(PROMPTS, 3, seed=6, tick=quiet, **SAMPLING) != first
     assert [len(group) for group in first] == [3] * 4
-    assert all(a.prompt_ids == chat.prompt_ids(as_messages(p)) for p, g in zip(PROMPTS, first, strict=True) for a in g)
+    assert all(
+        a.prompt_ids == chat.prompt_ids(as_messages(p))
+        for p, g in zip(PROMPTS, first, strict=True)
+        for a in g
+    )
     assert any(len({a.text for a in group}) > 1 for group in first)
 
 
@@ -179,7 +183,10 @@ def test_scores_are_the_losses_of_training(model, chat: ChatTokenizer):
     system = [{"role": "system", "content": "Be short."}]
     talk = [*PROMPTS[0], {"role": "assistant", "content": "7."}, {"role": "user", "content": "And 5 + 5?"}]
     prompts = [*PROMPTS, system + PROMPTS[0], talk]
-    references = [{"role": "assistant", "content": text} for text in ("7", "Hello there!", "GH₵11", "Ɛyɛ.", "Seven", "10")]
+    references = [
+        {"role": "assistant", "content": text}
+        for text in ("7", "Hello there!", "GH₵11", "Ɛyɛ.", "Seven", "10")
+    ]
     scored = TorchResponder(model, chat, 4).score(prompts, references, quiet)
     for prompt, reference, score in zip(prompts, references, scored, strict=True):
         turns = as_messages([*prompt, reference])
@@ -187,7 +194,9 @@ def test_scores_are_the_losses_of_training(model, chat: ChatTokenizer):
         asked = len(chat.prompt_ids(as_messages(prompt)))
         labels = [label if place >= asked else -100 for place, label in enumerate(example.labels)]
         with torch.no_grad():
-            loss = model.eval()(input_ids=torch.tensor([example.input_ids]), labels=torch.tensor([labels])).loss
+            loss = model.eval()(
+                input_ids=torch.tensor([example.input_ids]), labels=torch.tensor([labels])
+            ).loss
         count = sum(label != -100 for label in labels)
         assert score.tokens == count
         assert score.nll == pytest.approx(float(loss) * count, rel=1e-5)
@@ -235,7 +244,11 @@ COMMON = {
     "vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "head_dim": 8, "pad_token_id": 1, "bos_token_id": 0,
 }  # fmt: skip
-SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8, "query_pre_attn_scalar": 8}
+SLIDING = {
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 8,
+    "query_pre_attn_scalar": 8,
+}
 KINDS = {
     "Gemma3Text": SLIDING, "Gemma2": SLIDING, "Mistral": {"sliding_window": 8},
     "Qwen2": {}, "Qwen3": {}, "Phi3": {}, "Llama": {},

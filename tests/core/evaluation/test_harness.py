@@ -71,7 +71,12 @@ def test_a_task_that_fails_raises(base_folder: Path, tmp_path: Path):
 def results(**changes):
     rows = [{"acc": float(i % 2), "filter": "none", "doc_hash": str(i)} for i in range(8)]
     numbers = {"acc,none": 0.5, "acc_stderr,none": 0.1, "f1,none": 0.3, "f1_stderr,none": 0.02}
-    return {"results": {"t": numbers}, "samples": {"t": rows}, "versions": {"t": 1}, "group_subtasks": {}} | changes
+    return {
+        "results": {"t": numbers},
+        "samples": {"t": rows},
+        "versions": {"t": 1},
+        "group_subtasks": {},
+    } | changes
 
 
 def test_a_mean_gets_a_bootstrap_interval_and_keeps_its_scores():
@@ -88,7 +93,9 @@ def test_what_is_no_mean_over_questions_gets_the_harness_error_and_no_scores():
 
 
 def test_filters_of_one_metric_are_told_apart():
-    rows = [{"exact_match": float(i > 2), "filter": name, "doc_hash": str(i)} for i in range(4) for name in "ab"]
+    rows = [
+        {"exact_match": float(i > 2), "filter": name, "doc_hash": str(i)} for i in range(4) for name in "ab"
+    ]
     numbers = {"exact_match,a": 0.25, "exact_match,b": 0.25}
     suite = _suite(results(samples={"t": rows}, results={"t": numbers}), "t", "exact_match,a", 1000, 0.95, 1)
     assert (suite.metric, suite.n) == ("exact_match,a", 4)

@@ -108,14 +108,20 @@ def test_the_key_is_sent_and_kept_to_itself(server: Server, tmp_path: Path):
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_busy_server_is_asked_again_after_a_while(server: Server, status: int):
     pauses: list[float] = []
-    server.script = [(status, {"Retry-After": "7"}, ""), (status, {}, ""), (status, {"Retry-After": "9999"}, "")]
+    server.script = [
+        (status, {"Retry-After": "7"}, ""),
+        (status, {}, ""),
+        (status, {"Retry-After": "9999"}, ""),
+    ]
     assert judge(server, pauses).scores([case("good")]) == [1.0]
     assert pauses == [7.0, 2.0, 30.0]
 
 
 def test_patience_ends_and_the_example_is_named(server: Server):
     server.script = [(503, {}, "")] * 99
-    with pytest.raises(ResourceError, match=rf"example r1: the judge gave no verdict in {ATTEMPTS} tries: HTTP 503"):
+    with pytest.raises(
+        ResourceError, match=rf"example r1: the judge gave no verdict in {ATTEMPTS} tries: HTTP 503"
+    ):
         judge(server).scores([case("good")])
     assert len(server.requests) == ATTEMPTS
 
@@ -164,7 +170,9 @@ def test_anything_else_is_no_verdict(server: Server, content: str):
         judge(server).scores([case("x")])
 
 
-@pytest.mark.parametrize("body", ["", "hello", "{}", '{"choices": []}', '{"choices": [{"message": {"content": null}}]}', "7"])
+@pytest.mark.parametrize(
+    "body", ["", "hello", "{}", '{"choices": []}', '{"choices": [{"message": {"content": null}}]}', "7"]
+)
 def test_what_is_no_chat_completion_is_said_so(server: Server, body: str):
     server.script = [(200, {}, body)]
     with pytest.raises(EngineFailed, match="example r1: the endpoint's reply is no chat completion"):
@@ -213,7 +221,9 @@ def test_an_address_that_is_none_is_refused(url: str):
 
 
 def test_the_judge_is_a_metric_and_sees_the_bare_question(server: Server, tmp_path: Path):
-    config = EvaluationConfig(judge=JudgeConfig(url=server.url, model="m"), metrics=("judge",), resamples=1000)
+    config = EvaluationConfig(
+        judge=JudgeConfig(url=server.url, model="m"), metrics=("judge",), resamples=1000
+    )
     question = Question("q1", [{"role": "user", "content": "2 + 2?"}], "4", {})
     asked = [Asked(question, [{"role": "user", "content": "solved example"}], Answer("good", [], 1))]
     found = measure("judge", asked, None, config, Tools(judge_key=KEY, verdicts=tmp_path / "v.jsonl"))

@@ -19,7 +19,10 @@ TOPICS = ["sums"] * 12 + ["words"] * 6 + ["rare"] * 2
 ROWS = [
     {
         "id": f"r{i}",
-        "conversations": [{"role": "user", "content": f"{i}"}, {"role": "assistant", "content": f"{i} is it"}],
+        "conversations": [
+            {"role": "user", "content": f"{i}"},
+            {"role": "assistant", "content": f"{i} is it"},
+        ],
         "metadata": {"topic": topic, "tags": ["a", "b"] if i % 2 else ["a"], "n": i},
     }
     for i, topic in enumerate(TOPICS)
@@ -70,7 +73,10 @@ def test_every_text_metric_is_computed_and_the_primary_one_always(tmp_path: Path
 
 
 def test_a_failing_metric_raises_with_its_name_and_the_example(tmp_path: Path):
-    rows = [*ROWS[:3], {**ROWS[3], "conversations": [ROWS[3]["conversations"][0], {"role": "assistant", "content": "x"}]}]
+    rows = [
+        *ROWS[:3],
+        {**ROWS[3], "conversations": [ROWS[3]["conversations"][0], {"role": "assistant", "content": "x"}]},
+    ]
     with pytest.raises(DataError, match=r"metric numeric, example r3: .*no number"):
         run(rows, tmp_path, metrics=("numeric",), primary_metric="numeric")
 
@@ -99,7 +105,9 @@ def test_own_graders_are_metrics_like_any_other(tmp_path: Path):
 
 def test_perplexity_weighs_examples_by_their_tokens(tmp_path: Path):
     responder = Scores()
-    report = run(ROWS, tmp_path, responder, metrics=("exact_match", "perplexity"), primary_metric="perplexity").report
+    report = run(
+        ROWS, tmp_path, responder, metrics=("exact_match", "perplexity"), primary_metric="perplexity"
+    ).report
     losses, tokens = report.scores["perplexity"], report.weights["perplexity"]
     total = sum(loss * count for loss, count in zip(losses, tokens, strict=True))
     assert report.value == pytest.approx(math.exp(total / sum(tokens)))
@@ -111,7 +119,14 @@ def test_perplexity_weighs_examples_by_their_tokens(tmp_path: Path):
 def test_perplexity_sees_what_the_arm_asks(tmp_path: Path):
     responder = Scores()
     before = [{"role": "system", "content": "Be short."}]
-    run(ROWS, tmp_path, responder, ask=lambda m: [*before, *m], metrics=("perplexity",), primary_metric="perplexity")
+    run(
+        ROWS,
+        tmp_path,
+        responder,
+        ask=lambda m: [*before, *m],
+        metrics=("perplexity",),
+        primary_metric="perplexity",
+    )
     assert responder.asked[0] == [*before, ROWS[0]["conversations"][0]]
 
 
@@ -143,13 +158,17 @@ def test_plain_text_alone_can_be_judged_by_perplexity_and_by_nothing_else(tmp_pa
 
 
 def test_plain_texts_beside_questions_are_passed_over(tmp_path: Path):
-    report = run([*TEXTS, *ROWS], tmp_path, Scores(), metrics=("perplexity",), primary_metric="perplexity").report
+    report = run(
+        [*TEXTS, *ROWS], tmp_path, Scores(), metrics=("perplexity",), primary_metric="perplexity"
+    ).report
     assert report.ids == tuple(row["id"] for row in ROWS)
 
 
 def test_the_last_turn_is_kept_as_it_stands(tmp_path: Path):
     call = {"role": "assistant", "content": "", "tool_calls": [{"name": "add", "arguments": '{"a": 1}'}]}
-    write_jsonl(tmp_path / "t.jsonl", [{"id": "x", "conversations": [{"role": "user", "content": "1?"}, call]}])
+    write_jsonl(
+        tmp_path / "t.jsonl", [{"id": "x", "conversations": [{"role": "user", "content": "1?"}, call]}]
+    )
     question = read_questions(tmp_path / "t.jsonl")[0]
     assert question.turn == call and '"add"' in question.reference
 

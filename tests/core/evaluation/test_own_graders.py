@@ -44,7 +44,9 @@ def test_keywords_are_whole_words_of_any_case(answer, match, score):
 
 def test_keywords_of_the_row_count_where_the_grader_names_none():
     assert grade("red and blue", metadata={"keywords": ["red", "green"]}, type="keywords") == 0.5
-    assert grade("red and blue", metadata={"keywords": "red, green ,blue"}, type="keywords") == pytest.approx(2 / 3)
+    assert grade("red and blue", metadata={"keywords": "red, green ,blue"}, type="keywords") == pytest.approx(
+        2 / 3
+    )
     with pytest.raises(DataError, match="no keywords"):
         grade("red", type="keywords")
 

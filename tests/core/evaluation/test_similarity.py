@@ -15,7 +15,22 @@ from core.evaluation.questions import Question
 from core.evaluation.responders import Answer
 from core.evaluation.similarity import Encoder, load_encoder
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "sat", "on", "mat", "a", "dog", "ran", "far", "away"]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "mat",
+    "a",
+    "dog",
+    "ran",
+    "far",
+    "away",
+]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +84,12 @@ def by_formula(encoder: Encoder, answer: str, reference: str) -> float:
 
 
 def test_similarity_is_the_f1_of_greedy_matching_whatever_else_is_in_the_batch(encoder: Encoder):
-    pairs = [("the cat sat", "a dog ran far away"), ("the cat", "the cat sat on the mat"), ("dog", "cat"), ("a a", "a")]
+    pairs = [
+        ("the cat sat", "a dog ran far away"),
+        ("the cat", "the cat sat on the mat"),
+        ("dog", "cat"),
+        ("a a", "a"),
+    ]
     found = encoder.similarities(pairs)
     assert found == pytest.approx([by_formula(encoder, *pair) for pair in pairs], rel=1e-5)
     assert found == pytest.approx([encoder.similarities([pair])[0] for pair in pairs], rel=1e-5)
@@ -77,7 +97,13 @@ def test_similarity_is_the_f1_of_greedy_matching_whatever_else_is_in_the_batch(e
 
 
 def test_equal_texts_are_alike_and_empty_ones_only_to_each_other(encoder: Encoder):
-    pairs = [("the cat sat", "the cat sat"), ("", "cat"), ("cat", " "), ("", ""), ("THE Cat sat", "the cat sat")]
+    pairs = [
+        ("the cat sat", "the cat sat"),
+        ("", "cat"),
+        ("cat", " "),
+        ("", ""),
+        ("THE Cat sat", "the cat sat"),
+    ]
     assert encoder.similarities(pairs) == pytest.approx([1, 0, 0, 1, 1])
     assert max(encoder.similarities(pairs)) <= 1.0
 
@@ -103,10 +129,13 @@ def test_similarity_is_a_metric(folder: Path, encoder: Encoder):
     config = EvaluationConfig(encoder=EncoderConfig(model=str(folder)), resamples=1000)
     said = ("the cat", "a dog ran")
     asked = [
-        Asked(Question(f"q{i}", [], "the cat sat", {}), [], Answer(text, [], 1)) for i, text in enumerate(said)
+        Asked(Question(f"q{i}", [], "the cat sat", {}), [], Answer(text, [], 1))
+        for i, text in enumerate(said)
     ]
     found = measure("similarity", asked, None, config, Tools())
-    assert found.scores == pytest.approx([by_formula(encoder, text, "the cat sat") for text in said], rel=1e-5)
+    assert found.scores == pytest.approx(
+        [by_formula(encoder, text, "the cat sat") for text in said], rel=1e-5
+    )
 
 
 def test_an_encoder_that_cannot_be_had_is_one_message(tmp_path: Path, folder: Path):

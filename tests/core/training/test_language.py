@@ -47,7 +47,7 @@ def test_loss_is_the_sum_over_assistant_tokens_written_out(model):
     batch = collate([item], 1)
     logits = model(input_ids=batch.input_ids).logits[0]
     total = sum(
-        float(cross_entropy(logits[t - 1], torch.tensor(item.labels[t])))
+        float(cross_entropy(logits[t - 1].detach(), torch.tensor(item.labels[t])))
         for t in range(1, len(item.labels))
         if item.labels[t] != IGNORE_INDEX
     )
@@ -86,3 +86,46 @@ def test_random_weights_score_near_the_uniform_entropy(model):
     assert float(loss_sum(model, batch).detach()) / trained_tokens(batch) == pytest.approx(
         math.log(400), rel=0.05
     )
+
+
+@pytest.mark.parametrize("micro", [1, 3, 4])
+def test_accumulation_with_a_loss_scale_gives_the_gradient_of_one_large_batch(model, micro: int):
+    items = examples(16)
+    _, whole = step_of(model, items, 16)
+    model.zero_grad(set_to_none=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    batches = [collate(items[i : i + micro], 1) for i in range(0, len(items), micro)]
+    loss = LanguageStep(model, CPU, autocast(CPU, None), scaler)(batches)
+    assert torch.allclose(gradient(model), whole * 2.0**8, rtol=1e-4, atol=2.0**8 * 1e-7)
+    # What is reported is the loss itself, not the scaled one.
+    assert float(loss.loss) == pytest.approx(step_of(model, items, 16)[0], rel=1e-6)
+
+
+def test_rows_without_a_trained_token_change_nothing(model):
+    items = examples(5)
+    untrained = [
+        Encoded(item.input_ids, [IGNORE_INDEX] * len(item.input_ids)) for item in examples(2, seed=1)
+    ]
+    loss, plain = step_of(model, items, 5)
+    again, mixed = step_of(model, [*items, untrained[0]], 6)
+    apart, parts = step_of(model, [*items, *untrained], 1)
+    assert again == pytest.approx(loss, rel=1e-6)
+    assert apart == pytest.approx(loss, rel=1e-6)
+    assert torch.allclose(mixed, plain, rtol=1e-4, atol=1e-7)
+    assert torch.allclose(parts, plain, rtol=1e-4, atol=1e-7)
+
+
+def test_a_step_without_any_trained_token_is_zero_and_leaves_no_gradient(model):
+    item = examples(1)[0]
+    model.zero_grad(set_to_none=True)
+    step = LanguageStep(model, CPU, autocast(CPU, None))
+    seen = step([collate([Encoded(item.input_ids, [IGNORE_INDEX] * len(item.input_ids))], 1)])
+    assert (float(seen.loss), seen.tokens, seen.read) == (0.0, 0, len(item.input_ids))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_step_counts_trained_tokens_and_tokens_read_without_padding(model):
+    items = examples(4)
+    seen = LanguageStep(model, CPU, autocast(CPU, None))([collate(items[:3], 1), collate(items[3:], 1)])
+    assert seen.tokens == sum(sum(label != IGNORE_INDEX for label in item.labels[1:]) for item in items)
+    assert seen.read == sum(len(item.input_ids) for item in items)

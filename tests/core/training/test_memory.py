@@ -83,6 +83,12 @@ def same(one: dict, two: dict) -> bool:
     return all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
+@pytest.fixture(scope="module")
+def began_small(base_folder: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Train with the smaller micro-batches from the start."""
+    return run(base_folder, tmp_path_factory.mktemp("small"), SMALL)
+
+
 @pytest.mark.parametrize("error", ERRORS, ids=["cuda", "python", "cpu", "older cpu"])
 def test_training_that_ran_out_equals_one_that_began_small_bit_for_bit(
     base_folder, tmp_path, error: Exception
@@ -97,9 +103,9 @@ def test_training_that_ran_out_equals_one_that_began_small_bit_for_bit(
     assert notes == [(1, {"micro_batch": 2, "accumulation": 4, "shrinks": 1})]
 
 
-def test_running_out_halfway_through_a_step_leaves_no_half_gradient(base_folder, tmp_path):
+def test_running_out_halfway_through_a_step_leaves_no_half_gradient(base_folder, tmp_path, began_small):
     # The first micro-batch has left its gradient when the second one fails, deep in the model.
-    small, _, _ = run(base_folder, tmp_path / "a", SMALL)
+    small, _, _ = began_small
     shrunk, tuned, _ = run(base_folder, tmp_path / "b", FAST, room=2, late=True, first=2)
     assert tuned.progress.shrinks == 1
     assert same(small, shrunk)

@@ -22,7 +22,11 @@ from core.training.stopping import best_step
 
 # r = 128: the adapter's matrices are large enough (4096 numbers) to be held in 8 bits.
 LORA = LoraConfig(
-    r=128, lora_dropout=0.1, use_gradient_checkpointing=False, target_modules=("q_proj", "up_proj")
+    r=128,
+    lora_alpha=1024,
+    lora_dropout=0.1,
+    use_gradient_checkpointing=False,
+    target_modules=("q_proj", "up_proj"),
 )
 FAST = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "optim": "adamw_torch",
         "learning_rate": 1e-2, "eval_steps": 2, "save_steps": 3, "warmup_steps": 2, "max_steps": 8}  # fmt: skip
@@ -177,8 +181,14 @@ def test_float16_training_resumes_with_its_loss_scale(base_folder: Path, tmp_pat
 # The best adapter
 
 
-RISING = {**FAST, "learning_rate": 1e-2, "eval_steps": 2, "save_steps": 3, "max_steps": 14, "warmup_steps": 0,
+RISING = {**FAST, "learning_rate": 5e-3, "eval_steps": 2, "save_steps": 3, "max_steps": 14, "warmup_steps": 0,
           "lr_scheduler_type": "constant"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Train without an interruption."""
+    return Run(base_folder, tmp_path_factory.mktemp("whole"), RISING).go()
 
 
 def at_step(base: Path, folder: Path, step: int, **changes) -> Run:
@@ -190,16 +200,16 @@ def at_step(base: Path, folder: Path, step: int, **changes) -> Run:
     return run
 
 
-def test_the_best_adapter_is_kept_and_not_the_last(base_folder: Path, tmp_path: Path):
-    run = Run(base_folder, tmp_path / "a", RISING).go()
+def test_the_best_adapter_is_kept_and_not_the_last(base_folder: Path, tmp_path: Path, whole: Run):
+    run = whole
     evals = run.tuned.progress.eval_losses
     lowest = min(evals, key=lambda each: each[1])
     assert lowest[0] < evals[-1][0] == 14, "the rows must be learned by heart for this test to say anything"
     assert run.tuned.kept_step == lowest[0]
     assert same(run, at_step(base_folder, tmp_path / "b", lowest[0]))
-    last = Run(base_folder, tmp_path / "c", {**RISING, "load_best_model_at_end": False}).go()
-    assert last.tuned.kept_step == 14
-    assert not same(run, last)
+    last = Run(base_folder, tmp_path / "c", {**RISING, "max_steps": 8, "load_best_model_at_end": False}).go()
+    assert last.tuned.kept_step == 8 > best_step(last.tuned.progress.eval_losses)
+    assert same(last, at_step(base_folder, tmp_path / "d", 8))
     assert not list((tmp_path / "c").glob("best-*"))
 
 
@@ -213,8 +223,7 @@ def test_without_a_validation_split_the_last_adapter_is_kept(base_folder: Path, 
 
 
 @pytest.mark.parametrize("die_after", [1, 2, 3, 4, 5])
-def test_killed_at_any_save_the_best_adapter_is_the_same(base_folder: Path, tmp_path: Path, die_after: int):
-    whole = Run(base_folder, tmp_path / "a", RISING).go()
+def test_killed_at_any_save_the_best_adapter_is_the_same(base_folder, tmp_path, whole: Run, die_after: int):
     resumed = interrupted(base_folder, tmp_path / "b", RISING, die_after)
     assert resumed.tuned.progress == whole.tuned.progress
     assert resumed.tuned.kept_step == whole.tuned.kept_step
@@ -222,7 +231,7 @@ def test_killed_at_any_save_the_best_adapter_is_the_same(base_folder: Path, tmp_
     assert [p.name for p in (tmp_path / "b").glob("best-*")] == [f"best-{whole.tuned.kept_step}"]
 
 
-@pytest.mark.parametrize("step", [2, 4, 6, 8])
+@pytest.mark.parametrize("step", [2, 4, 6])
 def test_killed_right_after_a_best_adapter_was_stored(
     base_folder: Path, tmp_path: Path, monkeypatch, step: int
 ):
@@ -236,9 +245,7 @@ def test_killed_right_after_a_best_adapter_was_stored(
 
     monkeypatch.setattr(TrainingCheckpoints, "keep_best", keep_and_die)
     run = Run(base_folder, tmp_path / "b", RISING)
-    bests = running_bests(whole.tuned.progress)
-    if step not in bests:
-        pytest.skip(f"step {step} was not the best of its time ({bests})")
+    assert step in running_bests(whole.tuned.progress)
     with pytest.raises(Killed):
         run.go()
     monkeypatch.undo()
@@ -253,14 +260,19 @@ def running_bests(progress: Progress) -> list[int]:
     return [step for n, (step, _) in enumerate(evals, 1) if best_step(evals[:n]) == step]
 
 
-def test_a_best_adapter_that_was_not_confirmed_by_a_later_state_hides_no_earlier_one(base_folder, tmp_path):
-    # Stored at step 4, killed, and resumed from step 3: the best of step 2 must still be there.
-    whole = Run(base_folder, tmp_path / "a", {**RISING, "max_steps": 3}).go()
-    assert (tmp_path / "a/best-2").is_dir() or whole.tuned.kept_step == 3
-    begun = Run(base_folder, tmp_path / "b", RISING)
+def test_a_best_adapter_that_no_state_knows_yet_replaces_none(base_folder: Path, tmp_path: Path, monkeypatch):
+    # Stored at step 4 and killed there: the run goes on from step 3, whose best is that of step 2.
+    keep = TrainingCheckpoints.keep_best
+
+    def keep_and_die(self, number: int) -> None:
+        keep(self, number)
+        if number == 4:
+            raise Killed
+
+    monkeypatch.setattr(TrainingCheckpoints, "keep_best", keep_and_die)
     with pytest.raises(Killed):
-        begun.go(1)
-    assert (tmp_path / "b/best-2").is_dir()
+        Run(base_folder, tmp_path, RISING).go()
+    assert sorted(p.name for p in tmp_path.glob("*-*")) == ["best-2", "best-4", "checkpoint-3"]
 
 
 def test_the_best_adapter_of_another_run_is_not_taken(base_folder: Path, tmp_path: Path):

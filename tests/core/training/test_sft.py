@@ -62,7 +62,10 @@ def trainable(model) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit", "sgd", "adafactor"])
+@pytest.mark.parametrize(
+    "optim",
+    ["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit", "sgd", "adafactor"],
+)
 def test_every_optimizer_lowers_the_loss(base_folder: Path, tmp_path: Path, optim: str):
     config = TrainingConfig(**{**FAST, "optim": optim, "max_steps": 12})
     model, tuned, _, _ = train(base_folder, tmp_path, config)
@@ -165,9 +168,9 @@ def test_the_adapter_folder_holds_the_adapter_alone(base_folder: Path, tmp_path:
         ("float32", {"fp16": True}, torch.float16),
     ],
 )
-@pytest.mark.parametrize("four_bit", [False, True])
-def test_autocast_follows_the_settings_then_the_weights(base_folder, dtype, settings, wanted, four_bit: bool):
-    config = ModelConfig(name=str(base_folder), dtype=dtype, load_in_4bit=four_bit)
+@pytest.mark.parametrize("held", [{"load_in_4bit": False}, {"load_in_4bit": True}, {"load_in_8bit": True}])
+def test_autocast_follows_the_settings_then_the_weights(base_folder, dtype, settings, wanted, held: dict):
+    config = ModelConfig(name=str(base_folder), dtype=dtype, **held)
     model = attach(load_model(config, trainable=True), LORA)
     assert autocast_dtype(TrainingConfig(**settings), model) == wanted
 

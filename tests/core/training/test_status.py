@@ -52,3 +52,12 @@ def test_log_appends_a_line_per_step(tmp_path: Path):
     TrainingLog(tmp_path / "logs/training.log").log(2, {"loss": 1.0})
     lines = (tmp_path / "logs/training.log").read_text().splitlines()
     assert [line.split(" ", 1)[1] for line in lines] == ["step=1 loss=2", "step=2 loss=1"]
+
+
+def test_micro_batches_that_shrank_are_noted_at_once_and_the_step_stays(tmp_path: Path):
+    path = tmp_path / "status.json"
+    with TrainingStatus(path, total_steps=10, total_epochs=1) as status:
+        status.log(3, {"loss": 1.0})
+        status.log(4, {"micro_batch": 1.0, "accumulation": 8.0, "shrinks": 2.0})
+        now = read(path)
+    assert (now["step"], now["micro_batch"], now["accumulation"], now["shrinks"]) == (3, 1, 8, 2)

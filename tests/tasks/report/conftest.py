@@ -6,7 +6,7 @@ import pytest
 
 from core.deployment.reports import BundledFile, BundleReport, Smoke
 from core.evaluation.reports import Decoding, EvalReport, MetricValue
-from core.quantization.reports import QuantizedFile, QuantReport
+from core.quantization.reports import Distance, QuantizedFile, QuantReport
 from core.training.reports import EvalLoss, TrainReport
 from gates.verdict import GATE_NAMES
 from tasks.report.page import AnswerRow, CheckView, CurvePoint, GateView, PhaseView, ReportData
@@ -91,6 +91,11 @@ def quantized_file(kind: str, size: int, value: float, letter: str) -> Quantized
         has_magic=True,
         loads=True,
         prompt_mismatches=0,
+        distance=Distance(max_abs=0.8, kl=0.00213, argmax_agreement=0.992, tokens=75),
+        broken=9,
+        fixed=2,
+        text_agreement=0.957,
+        load_seconds=0.31,
         evaluation=evaluation(kind, value, 0.035, 212.4),
     )
 
@@ -177,11 +182,14 @@ def full() -> ReportData:
         quantized=QuantReport(
             merged_digest=digest("5"),
             merged_bytes=6_900_000,
+            family="LlamaForCausalLM",
+            parity=Distance(max_abs=0.0213, kl=4.4e-7, argmax_agreement=1.0, tokens=411),
             files=(
                 quantized_file("Q8_0", 3_640_000, 0.908, "9"),
                 quantized_file("Q4_K_M", 2_140_000, 0.881, "a"),
             ),
         ),
+        shipped=digest("a"),
         answers=tuple(answer(i) for i in range(260)),
         bundle=BundleReport(
             gguf_type="Q4_K_M",
