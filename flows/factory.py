@@ -27,7 +27,7 @@ from tasks.gate import through, verdicts
 from tasks.ingest import ingest
 from tasks.learnable import Setup
 from tasks.measure import files_of
-from tasks.quantize import enough_for, quantize
+from tasks.quantize import plan_for, quantize
 from tasks.release import release
 from tasks.scores import compare, share
 from tasks.session import Place, Purpose, session
@@ -90,8 +90,8 @@ def chain(name: str, run: RunConfig) -> str:
 
     limits, wanted = gates.quantization_verified, run.deployment.format
     quantized = quantize(
-        tuned.artifact, scored.artifact, splits.artifact, run.quantized, run.evaluation,
-        enough_for(run.quantized, scored.report, limits, wanted), run.save.gguf_path, name,
+        tuned.artifact, scored.artifact, splits.artifact, plan_for(run.quantized, scored.report, limits, wanted),
+        run.evaluation, run.save.gguf_path, name,
     )  # fmt: skip
     shipped = choose(scored.report, quantized.report, limits, wanted)
     advice = advice_on(scored.report, quantized.report, limits, wanted)

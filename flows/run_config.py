@@ -26,6 +26,7 @@ from core.models.config import LoraConfig, ModelConfig
 from core.quantization.config import GgufType, QuantizationConfig
 from core.training.config import SaveConfig, TrainingConfig, WandbConfig
 from flows.adapting import adapter_problems
+from flows.format_problems import format_problems
 from flows.measuring import measuring_problems
 from flows.run_outputs import Problem, shared_folders, stays_inside, taken_folders
 from gates.thresholds import GatesConfig
@@ -157,13 +158,7 @@ def _training_problems(run: RunConfig) -> Iterator[Problem]:
 
 
 def _output_problems(run: RunConfig) -> Iterator[Problem]:
-    shipped = run.deployment.format
-    if shipped != "smallest" and shipped not in run.gguf_formats:
-        yield Problem(
-            ("deployment.format", "quantization.formats", "save.gguf_quantization"),
-            f"{shipped} is not made by this run, which makes {', '.join(run.gguf_formats)}; "
-            "add it to quantization.formats, or use smallest",
-        )
+    yield from format_problems(run.quantized, run.deployment.format, run.evaluation.primary_metric)
     folders = {
         "save.lora_path": run.save.lora_path,
         "save.merged_path": run.save.merged_path,

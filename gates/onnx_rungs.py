@@ -29,7 +29,7 @@ def onnx_sound(file: OnnxFile, thresholds: QuantizationVerified) -> list[Check]:
         above(f"{label} speed", file.benchmark.tokens_per_second, 0),
     ]
     if file.evaluation is not None:
-        checks += honest(file.evaluation.arm, file.evaluation)
+        checks += honest(f"onnx-{file.type}", file.evaluation)
         checks.append(equals(f"{label} measured file", file.evaluation.model_digest, file.digest))
     if file.type == "fp32":
         # Nothing is rounded there: a difference is an error of the export.

@@ -11,12 +11,14 @@ if TYPE_CHECKING:
 READS = (
     "core.data.batches",
     "core.data.chat",
+    "core.data.control_text",
     "core.data.examples",
     "core.data.records",
+    "core.data.template_probe",
     "core.data.templates",
     "core.data.token_store",
     "core.data.tool_turns",
-    "core.models.loading",
+    "core.models",
     "tasks.chat_tokens",
 )
 

@@ -75,6 +75,7 @@ READS = (
     "core.deployment.model_card",
     "core.deployment.modelfile",
     "core.deployment.templates",
+    "core.deployment.tokenizer_files",
     *CHAT,
 )
 

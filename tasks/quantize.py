@@ -26,6 +26,7 @@ from tasks.context import RunContext
 from tasks.data_figures import track_reads
 from tasks.gguf_files import Written, write_files
 from tasks.ladder import Bench, Rows, examine, measure_parity, set_up
+from tasks.onnx_files import make_onnx, onnx_versions
 from tasks.phase import Outcome, phase
 
 
@@ -44,22 +45,44 @@ class Enough(Frozen):
     not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"tuned"})
 
 
-def enough_for(
+class Plan(Frozen):
+    """What to make, when to stop measuring, and with which optional libraries."""
+
+    settings: QuantizationConfig
+    enough: Enough | None
+    """None measures every file, so that no limit is part of the phase's key."""
+    versions: tuple[str, ...]
+
+
+def plan_for(
     settings: QuantizationConfig, tuned: EvalReport, limits: QuantizationVerified, wanted: Wanted
-) -> Enough | None:
-    """Say when to stop; None measures every file, so that no limit is part of the phase's key."""
-    return Enough(tuned=tuned, limits=limits, wanted=wanted) if settings.measure == "until_good" else None
+) -> Plan:
+    """Plan the phase.
+
+    Args:
+        settings: The quantization block.
+        tuned: The merged model's evaluation.
+        limits: The gate's limits.
+        wanted: The type that is to ship.
+    """
+    stops = settings.measure == "until_good"
+    enough = Enough(tuned=tuned, limits=limits, wanted=wanted) if stops else None
+    return Plan(settings=settings, enough=enough, versions=onnx_versions(settings.onnx))
 
 
 ENGINES = ("gguf", "llama-cpp-python", "numpy", "torch", "transformers")
 READS = (
     "core.deployment.gguf",
     "core.deployment.llama",
+    "core.deployment.onnx",
+    "core.deployment.templates",
+    "core.deployment.tokenizer_files",
     "core.evaluation",
     "core.models",
     "core.quantization",
     "tasks.gguf_files",
     "tasks.ladder",
+    "tasks.onnx_files",
     *CHAT,
 )
 
@@ -71,9 +94,8 @@ def quantize(
     merged: Checkpoint,
     scored: Evaluation,
     splits: Splits,
-    settings: QuantizationConfig,
+    plan: Plan,
     config: EvaluationConfig,
-    enough: Enough | None,
     gguf_path: str,
     name: str,
 ) -> Outcome:
@@ -86,8 +108,8 @@ def quantize(
     target = context.workspace.root / gguf_path
     family = str((read_hf_config(merged.path).get("architectures") or ["unknown"])[0])
     with scratch_beside(target) as work:
-        bench = set_up(merged.path, scored, splits.test, config, settings.parity_examples, work)
-        written = write_files(context, merged.path, splits, target, work, settings, name)
+        bench = set_up(merged.path, scored, splits.test, config, plan.settings.parity_examples, work)
+        written = write_files(context, merged.path, splits, target, work, plan.settings, name)
         parity = measure_parity(context, written.source, bench)
         report = QuantReport(
             merged_digest=merged.digest,
@@ -99,11 +121,13 @@ def quantize(
             importance_tokens=written.importance_tokens,
             files=(),
         )
-        report, answers = climb(context, report, written, bench, enough)
-    forget_others(context.workspace.metrics, answers)
+        report, answers = climb(context, report, written, bench, plan.enough)
+        onnx = make_onnx(context, merged.path, plan.settings.onnx, bench)
+    report = report.model_copy(update={"onnx": onnx.files})
+    forget_others(context.workspace.metrics, [*answers, *onnx.outputs])
     note = " · ".join(f"{f.type} {f.evaluation.value:.3f} ({f.bytes / 1e6:.1f} MB)" for f in report.files)
     result = QuantizedModels(artifact=Quantized(path=target, digest=path_digest(target)), report=report)
-    return Outcome(result, (target, *answers), note)
+    return Outcome(result, (target, *answers, *onnx.outputs), note)
 
 
 def climb(

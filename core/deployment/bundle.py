@@ -16,6 +16,7 @@ from core.config import Frozen
 from core.deployment.api_page import HandoffConfig
 from core.deployment.model_card import ModelCard, render_card
 from core.deployment.reports import BundledFile
+from core.deployment.tokenizer_files import TOKENIZER_FILES
 
 MANIFEST = "manifest.json"
 REQUIRED_FILES = (
@@ -31,18 +32,6 @@ REQUIRED_FILES = (
     MANIFEST,
 )
 """Names, or patterns of names, without which a bundle is not complete."""
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "generation_config.json",
-)
-"""Taken from the model's folder where they exist."""
 
 _NO_HARD_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, errno.ENOSYS}
 

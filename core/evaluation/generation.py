@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from core.data.chat import IGNORE_INDEX, ChatTokenizer, Encoded
+from core.data.chat import ChatTokenizer
 from core.data.examples import as_messages
-from core.data.records import Conversation
 from core.evaluation.inference import borrowed, in_batches, own_randomness
 from core.evaluation.likelihood import affordable, token_losses
 from core.evaluation.responders import Answer, Message, Scored, Tick
+from core.evaluation.shown import shown_examples
 from core.models.seed import seed_step
 
 WINDOW = 1024
@@ -83,11 +83,9 @@ class TorchResponder:
 
         Plain texts are read in windows of ``WINDOW`` tokens, or the model's own if it is shorter.
         """
-        pieces = [
-            (owner, piece)
-            for owner, group in enumerate(self._examples(prompts, references))
-            for piece in group
-        ]
+        window = min(WINDOW, self.window or WINDOW)
+        groups = shown_examples(self.chat, prompts, references, window)
+        pieces = [(owner, piece) for owner, group in enumerate(groups) for piece in group]
         order = sorted(range(len(pieces)), key=lambda i: -len(pieces[i][1].input_ids))
         losses: list[list[list[float]]] = [[] for _ in prompts]
         vocabulary = int(self.model.config.get_text_config().vocab_size)
@@ -106,20 +104,6 @@ class TorchResponder:
                 done += len(chosen)
                 tick(done, len(pieces))
         return [_scored(each) for each in losses]
-
-    def _examples(
-        self, prompts: Sequence[list[Message]], references: Sequence[Message]
-    ) -> list[list[Encoded]]:
-        """Return the training examples of each reference, with labels on its own tokens alone."""
-        talks = [
-            Conversation(id="scored", messages=tuple(as_messages([*prompt, reference])))
-            for prompt, reference in zip(prompts, references, strict=True)
-            if prompt
-        ]
-        texts = [str(r["content"]) for p, r in zip(prompts, references, strict=True) if not p]
-        encoded = iter([[_last_answer(group[-1])] for group in self.chat.encode_all(talks)])
-        windows = iter(self.chat.encode_documents(texts, min(WINDOW, self.window or WINDOW)))
-        return [next(encoded if prompt else windows) for prompt in prompts]
 
     def _answered(
         self,
@@ -178,16 +162,6 @@ def _until_stop(ids: list[int], stops: frozenset[int]) -> list[int]:
         if token in stops:
             return ids[:position]
     return ids
-
-
-def _last_answer(example: Encoded) -> Encoded:
-    """Return an example with labels on the last trained stretch alone."""
-    end = max(place for place, label in enumerate(example.labels) if label != IGNORE_INDEX) + 1
-    start = end
-    while start > 0 and example.labels[start - 1] != IGNORE_INDEX:
-        start -= 1
-    labels = [IGNORE_INDEX] * start + example.labels[start:end] + [IGNORE_INDEX] * (len(example.labels) - end)
-    return Encoded(example.input_ids, labels)
 
 
 def _scored(windows: Sequence[Sequence[float]]) -> Scored:

@@ -65,8 +65,9 @@ def prepare_framework(config: ModelConfig) -> Choice:
     whenever they happen, but a module that has copied a function by then keeps the stock one, and unsloth warns that it
     may be slower. What holds: nothing is imported here unless the config asks for unsloth; every function that
     loads a model for training calls this again, so forgetting the early call costs speed, not correctness.
-    Models that hf loads later in the same process keep their stock forward passes: unsloth runs its own
-    only on the modules of models it loaded.
+    Llama, Mistral and Qwen models that hf loads later in the same process keep their stock forward passes, for
+    unsloth runs its own only on modules it loaded. Of other families (Gemma, Phi) it replaces the classes
+    themselves: what hf loads after that runs unsloth's, so such a model is better measured in another process.
 
     Returns:
         The engine to use; a fall-back is also told as a ``FrameworkNotice`` warning.

@@ -398,7 +398,7 @@ def test_a_rounded_onnx_model_is_reported_but_not_held_to_equality(tuned, quanti
 
 def test_a_measured_onnx_model_is_judged_like_a_rung(tuned, quantized, scored):
     for count, names in ((47, set()), (30, {"ONNX int8 drop", "ONNX int8 drop, upper end"})):
-        file = onnx("int8", evaluation=scored("int8", right(count), "int8"))
+        file = onnx("int8", evaluation=scored("onnx-int8", right(count), "int8"))
         made = quantized.model_copy(update={"onnx": (file,)})
         assert failed(tuned, made) == set()
         assert rejected(tuned, made) == names
@@ -409,7 +409,8 @@ def test_unsound_onnx_evidence_closes_it(tuned, quantized, scored):
         ({"bytes": 0}, "ONNX fp32 bytes"),
         ({"digest": ""}, "ONNX fp32 digest known"),
         ({"text_agreement": 1.5}, "ONNX fp32 share of equal answers of all"),
-        ({"evaluation": scored("fp32", right(48), "other")}, "ONNX fp32 measured file"),
+        ({"evaluation": scored("onnx-fp32", right(48), "other")}, "ONNX fp32 measured file"),
+        ({"evaluation": scored("tuned", right(48), "fp32")}, "onnx-fp32 arm"),
     ):
         made = quantized.model_copy(update={"onnx": (onnx(**update),)})
         assert failed(tuned, made) == {name}

@@ -139,10 +139,14 @@ def test_edited_evidence_makes_its_gates_stale_and_the_next_run_mends_it(factory
     assert shown.returncode == 3
     assert "STALE" in shown.stdout
     assert "metrics/baseline.json" in shown.stdout
+    answers = workspace / "metrics/baseline-zero_shot-answers.jsonl"
+    answers.write_text(answers.read_text() + "\n")
     ran = factory.run(workspace)
     assert ran.code == 0
     assert ran.phases["baseline"] == "done"
     assert ran.phases["finetune"] == "reused"
+    assert '"value":  ' not in scores.read_text()
+    assert factory.command("gates", str(workspace)).returncode == 0
 
 
 def test_a_deleted_model_is_made_again_and_nothing_before_it(factory: Factory, workspace: Path):

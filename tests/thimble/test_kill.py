@@ -14,7 +14,7 @@ KILLS = {
     "ingest": "corpus.parquet",
     "format": "dataset.parquet",
     "split": "splits",
-    "baseline": "baseline.json",
+    "baseline": "baseline-zero_shot-answers.jsonl",
     "finetune": "checkpoint-30",
     "evaluate": "evaluation.json",
     "quantize": "quantization.json",

@@ -6,8 +6,10 @@ Imports nothing but the standard library and Jinja, because the worker process d
 import json
 import re
 from datetime import datetime
+from functools import lru_cache
+from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -29,7 +31,7 @@ def without_generation_tags(template: str) -> str:
     return _GENERATION.sub(lambda m: f"{m[1]} {'endif' if m[2] else 'if true'} {m[3]}", template)
 
 
-def render(template: str, messages: list[dict[str, str]], tokens: dict[str, str]) -> str:
+def render(template: str, messages: list[dict[str, Any]], tokens: dict[str, str]) -> str:
     """Render a conversation up to where the assistant's answer starts.
 
     Args:
@@ -43,14 +45,19 @@ def render(template: str, messages: list[dict[str, str]], tokens: dict[str, str]
     Raises:
         TemplateError: If the template is wrong or refuses the conversation.
     """
+    source = _compiled(template)
+    return source.render(messages=messages, add_generation_prompt=True, tools=None, documents=None, **tokens)
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    source = environment.from_string(without_generation_tags(template))
-    return source.render(messages=messages, add_generation_prompt=True, tools=None, documents=None, **tokens)
+    return environment.from_string(without_generation_tags(template))
 
 
 def _to_json(value: object, indent: int | None = None) -> str:

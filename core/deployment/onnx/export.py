@@ -13,13 +13,14 @@ from typing import Any
 
 from core import errors
 from core.artifacts import atomic_path, scratch_beside, write_text
-from core.deployment.bundle import TOKENIZER_FILES
 from core.deployment.llama.template import without_generation_tags
 from core.deployment.onnx.names import INPUTS, MODEL_FILE
 from core.deployment.onnx.probe import require_onnx
 from core.deployment.onnx.worker import EXPLAINED
 from core.deployment.templates import render_page
+from core.deployment.tokenizer_files import TOKENIZER_FILES
 from core.errors import EngineFailed, ModelError, ResourceError
+from core.models.files import require_loadable
 from core.quantization.config import OnnxType
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -74,6 +75,7 @@ def traced_graph(model: Path, beside: Path, *, threads: int) -> Iterator[Path]:
         EngineFailed: If the exporter dies.
     """
     require_onnx()
+    require_loadable(model)
     with scratch_beside(beside) as folder:
         _work(["trace", str(model.resolve()), str(folder.resolve()), str(threads)])
         yield folder

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 INTERVAL = 0.02
 SETTLED = 3
 """Steps after which the peak of the steady state is measured."""
@@ -30,8 +32,8 @@ class Sampler(threading.Thread):
         super().__init__(daemon=True)
         self.note, self.status = note, status
         self.stage, self.resumed_at, self.last = "before", 0, ""
-        # An old run's file says that it runs or ended, too: only a start after this one counts.
-        self.old = _started(status)
+        # A killed run's file still says that it runs; the session corrects it before anything trains.
+        self.is_stale = _says_running(status)
         self.seen: dict[str, Any] = {"pid": os.getpid()}
 
     def run(self) -> None:
@@ -52,9 +54,12 @@ class Sampler(threading.Thread):
             content = json.loads(text) if text != self.last else None
         except (OSError, ValueError):
             return
-        if content is None or content["started_at"] == self.old:
+        if content is None:
             return
         self.last = text
+        self.is_stale = self.is_stale and content["running"]
+        if self.is_stale or (self.stage == "before" and not content["running"]):
+            return
         stage = self._stage(bool(content["running"]), int(content["step"]))
         if stage != self.stage:
             self.seen[f"{stage}_at"] = time.time()
@@ -80,12 +85,11 @@ class Sampler(threading.Thread):
         part.replace(self.note)
 
 
-def _started(status: Path) -> str | None:
+def _says_running(status: Path) -> bool:
     try:
-        started: str = json.loads(status.read_text(encoding="utf-8"))["started_at"]
+        return bool(json.loads(status.read_text(encoding="utf-8"))["running"])
     except (OSError, ValueError, KeyError):
-        return None
-    return started
+        return False
 
 
 def _largest(one: dict[str, int] | None, other: dict[str, int]) -> dict[str, int]:
@@ -94,23 +98,26 @@ def _largest(one: dict[str, int] | None, other: dict[str, int]) -> dict[str, int
 
 def _peaks() -> dict[str, int]:
     """Return the allocator's peaks; without a GPU the resident size."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+    if cuda := _cuda():
         return {
-            "allocated": torch.cuda.max_memory_allocated(),
-            "reserved": torch.cuda.max_memory_reserved(),
-            "now": torch.cuda.memory_allocated(),
+            "allocated": cuda.max_memory_allocated(),
+            "reserved": cuda.max_memory_reserved(),
+            "now": cuda.memory_allocated(),
         }
-    import psutil
-
     size = psutil.Process().memory_info().rss
     return {"allocated": size, "reserved": size, "now": size}
 
 
 def _reset() -> None:
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
+    if cuda := _cuda():
+        cuda.reset_peak_memory_stats()
+
+
+def _cuda() -> Any:
+    """Return torch.cuda if this process uses it; the import may be under way in the other thread."""
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    ready = cuda is not None and hasattr(cuda, "max_memory_allocated") and hasattr(cuda, "is_initialized")
+    return cuda if ready and cuda.is_initialized() else None
 
 
 def main() -> int:

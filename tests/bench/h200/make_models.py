@@ -20,6 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 SHARD = 4 << 30
 STD = 0.02
+STARTS = "bdfgklmnprstvz"
+ENDS = ("a", "e", "i", "o", "u", "an", "en", "on", "ar", "el")
 
 
 class Chat(NamedTuple):
@@ -62,7 +64,9 @@ GEMMA = Chat(
 )
 
 
-def _llama(hidden: int, layers: int, heads: int, kv: int, inner: int, tied: bool, **more: Any) -> dict[str, Any]:
+def _llama(
+    hidden: int, layers: int, heads: int, kv: int, inner: int, tied: bool, **more: Any
+) -> dict[str, Any]:
     return {
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": hidden,
         "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv,
@@ -137,8 +141,9 @@ def make_tokenizer(chat: Chat) -> PreTrainedTokenizerFast:
 
 
 def _words(rng: random.Random, n: int) -> list[str]:
-    starts, ends = "b d f g k l m n p r s t v z".split(), "a e i o u an en on ar el".split()
-    return ["".join(rng.choice(starts) + rng.choice(ends) for _ in range(rng.randint(2, 4))) for _ in range(n)]
+    return [
+        "".join(rng.choice(STARTS) + rng.choice(ENDS) for _ in range(rng.randint(2, 4))) for _ in range(n)
+    ]
 
 
 def make_model(name: str, folder: Path, *, tiny: bool = False, seed: int = 0) -> float:
@@ -154,7 +159,9 @@ def make_model(name: str, folder: Path, *, tiny: bool = False, seed: int = 0) ->
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    (folder / "generation_config.json").write_text(json.dumps({**ids, "pad_token_id": tokenizer.pad_token_id}))
+    (folder / "generation_config.json").write_text(
+        json.dumps({**ids, "pad_token_id": tokenizer.pad_token_id})
+    )
     return time.monotonic() - began
 
 

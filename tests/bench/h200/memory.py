@@ -32,7 +32,15 @@ PARTS = (
     "llama-1b:int8:hf", "llama-1b:nf4-single:hf", "llama-1b:nf4-dora:hf", "llama-1b:bf16:unsloth",
     "llama-8b:int8:hf", "gemma3-1b:nf4:hf", "gemma3-1b:nf4:unsloth",
 )  # fmt: skip
-OPTIMIZERS = ("adamw_8bit", "adamw_torch", "lion_8bit", "sgd", "adafactor", "paged_adamw_8bit", "paged_adamw_32bit")
+OPTIMIZERS = (
+    "adamw_8bit",
+    "adamw_torch",
+    "lion_8bit",
+    "sgd",
+    "adafactor",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+)
 HARDEST_FIRST = [(True, size) for size in GRID] + [(False, size) for size in GRID[:3]]
 
 
@@ -285,7 +293,10 @@ def measure_all(options: argparse.Namespace) -> None:
         else:
             print(f"--- {part}", flush=True)
             results.append(one(part, scratch, options, left))
-            print(json.dumps({k: v for k, v in results[-1].items() if k in ("part", "error", "part_s")}), flush=True)
+            print(
+                json.dumps({k: v for k, v in results[-1].items() if k in ("part", "error", "part_s")}),
+                flush=True,
+            )
         text = json.dumps({"machine": machine(), "results": results}, indent=1)
         (options.out / "memory.json").write_text(text)
 
@@ -300,7 +311,16 @@ def one(part: str, scratch: Path, options: argparse.Namespace, left: float) -> d
         subprocess.run([*make, *tiny], cwd=ROOT, check=True, env=environment())
     target = scratch / "part.json"
     target.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "tests.bench.h200.memory", str(options.out), "--child", str(base), storage, framework]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.bench.h200.memory",
+        str(options.out),
+        "--child",
+        str(base),
+        storage,
+        framework,
+    ]
     told: dict[str, Any] = {"part": part}
     try:
         done = subprocess.run(

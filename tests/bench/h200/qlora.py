@@ -9,20 +9,22 @@ OUT/qlora.json and OUT/qlora.md; a case that would not end within the budget is 
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
 import signal
-import sqlite3
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+
+from tests.bench.h200.table import line, table
+from tests.bench.h200.watcher import Watcher, logged_at, phase_seconds
 
 ROOT = Path(__file__).parents[3]
 KILL_AT = 40
@@ -70,73 +72,6 @@ class Case(NamedTuple):
         return f"{self.model}:{self.framework}" + (":kill" if self.kill else "")
 
 
-class Watcher(threading.Thread):
-    """Reads the live status file and the GPU's process memory while a run goes on."""
-
-    def __init__(self, status: Path, pid: int, kill_at: int | None) -> None:
-        super().__init__(daemon=True)
-        self.status, self.pid, self.kill_at = status, pid, kill_at
-        self.reads = self.changes = self.broken = self.gpu_mib = 0
-        self.steps: set[int] = set()
-        self.trail: list[tuple[float, int]] = []
-        self.longest_gap, self.killed_at = 0.0, 0
-        self.done = threading.Event()
-        self._last, self._changed = "", 0.0
-
-    def run(self) -> None:
-        """Poll ten times a second."""
-        asked = 0.0
-        while not self.done.wait(0.1):
-            self.look()
-            if time.monotonic() - asked > 1:
-                asked = time.monotonic()
-                self.gpu_mib = max(self.gpu_mib, gpu_memory(self.pid))
-
-    def look(self) -> None:
-        """Read the file as another program would."""
-        try:
-            text = self.status.read_text(encoding="utf-8")
-        except OSError:
-            return
-        self.reads += 1
-        try:
-            content = json.loads(text)
-        except ValueError:
-            self.broken += 1
-            return
-        if text == self._last:
-            return
-        now = time.monotonic()
-        if self._changed and content["running"] and content["step"] > 1:
-            self.longest_gap = max(self.longest_gap, now - self._changed)
-        self._last, self._changed, self.changes = text, now, self.changes + 1
-        self.steps.add(content["step"])
-        self.trail.append((now, content["step"]))
-        if self.kill_at and content["running"] and content["step"] >= self.kill_at and not self.killed_at:
-            self.killed_at = content["step"]
-            os.killpg(self.pid, signal.SIGKILL)
-
-    def told(self) -> dict[str, Any]:
-        """Sum up what was read."""
-        return {
-            "reads": self.reads, "changes": self.changes, "broken": self.broken, "steps_seen": len(self.steps),
-            "longest_gap_s": round(self.longest_gap, 2), "gpu_process_mib": self.gpu_mib, "killed_at": self.killed_at,
-        }  # fmt: skip
-
-
-def gpu_memory(pid: int) -> int:
-    """Return the MiB a process holds on the GPU, 0 where there is none to ask."""
-    try:
-        out = subprocess.run(
-            ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"],
-            capture_output=True, text=True, timeout=10, check=True,
-        ).stdout  # fmt: skip
-        held = dict(line.split(",") for line in out.splitlines() if "," in line)
-        return int(held.get(str(pid), max(held.values(), key=int, default="0")))
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return 0
-
-
 def config_of(case: Case, base: Path, rows: Path, load: Load, tiny: bool) -> dict[str, Any]:
     """Return the run's whole config."""
     return {
@@ -170,7 +105,13 @@ class Bench:
     """Runs cases and keeps their results."""
 
     def __init__(self, out: Path, scratch: Path, tiny: bool, steps: int, micro_batch: int | None) -> None:
-        self.out, self.scratch, self.tiny, self.steps, self.micro_batch = out, scratch, tiny, steps, micro_batch
+        self.out, self.scratch, self.tiny, self.steps, self.micro_batch = (
+            out,
+            scratch,
+            tiny,
+            steps,
+            micro_batch,
+        )
         self.began = time.monotonic()
         self.results: list[dict[str, Any]] = []
         out.mkdir(parents=True, exist_ok=True)
@@ -188,9 +129,18 @@ class Bench:
             return base, 0.0
         for other in (self.scratch / "models").glob("*"):
             shutil.rmtree(other)
-        command = [sys.executable, "-m", "tests.bench.h200.make_models", str(base.parent), "--models", case.model]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.bench.h200.make_models",
+            str(base.parent),
+            "--models",
+            case.model,
+        ]
         began = time.monotonic()
-        subprocess.run([*command, *(["--tiny"] if self.tiny else [])], cwd=ROOT, check=True, env=environment())
+        subprocess.run(
+            [*command, *(["--tiny"] if self.tiny else [])], cwd=ROOT, check=True, env=environment()
+        )
         return base, time.monotonic() - began
 
     def run(self, case: Case) -> None:
@@ -241,7 +191,12 @@ class Bench:
         began = time.monotonic()
         with log.open("wb") as sink:
             child = subprocess.Popen(
-                command, cwd=ROOT, env=environment(), stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                cwd=ROOT,
+                env=environment(),
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
             watcher = Watcher(workspace / ".factory/training-status.json", child.pid, kill_at)
             watcher.start()
@@ -269,7 +224,7 @@ class Bench:
         losses = [json.loads(line)["loss"] for line in (workspace / "metrics/training-curve.jsonl").open()]
         stats = json.loads((workspace / "metrics/training-stats.json").read_text())
         stamps = logged_at(self.scratch / "home/mlflow.db", f"{case.model}-{case.framework}")
-        gaps = [b - a for a, b in zip(stamps[4:], stamps[5:], strict=False)]
+        gaps = [later - sooner for sooner, later in itertools.pairwise(stamps[4:])]
         step = statistics.median(gaps) if gaps else float("nan")
         keys = ("peak_memory_bytes", "tokens_per_second", "merge_error", "micro_batch", "base_format", "steps", "seconds",
                 "trainable_parameters", "parameters", "device")  # fmt: skip
@@ -281,7 +236,9 @@ class Bench:
         }  # fmt: skip
 
     def _against_untouched(self, case: Case, losses: list[float]) -> dict[str, Any]:
-        same = next((r for r in self.results if r["case"] == case._replace(kill=False).name and "losses" in r), None)
+        same = next(
+            (r for r in self.results if r["case"] == case._replace(kill=False).name and "losses" in r), None
+        )
         if same is None:
             return {"largest_loss_difference": None}
         apart = [abs(a - b) for a, b in zip(losses, same["losses"], strict=True)]
@@ -293,7 +250,9 @@ class Bench:
 
     def write(self) -> None:
         """Write all results so far."""
-        (self.out / "qlora.json").write_text(json.dumps({"machine": machine(), "results": self.results}, indent=1))
+        (self.out / "qlora.json").write_text(
+            json.dumps({"machine": machine(), "results": self.results}, indent=1)
+        )
         (self.out / "qlora.md").write_text(table(self.results))
 
 
@@ -301,37 +260,9 @@ def environment() -> dict[str, str]:
     """Return what a run sees: no network, no statistics, a home of its own."""
     return {
         **os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1",
+        "UNSLOTH_COMPILE_LOCATION": "/tmp/unsloth_compiled",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     }  # fmt: skip
-
-
-def phase_seconds(log: Path) -> dict[str, float]:
-    """Read how long each phase took from the run's own JSON lines."""
-    found: dict[str, float] = {}
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.startswith("{") and '"phase"' in line:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if event.get("seconds") is not None:
-                found[event["phase"]] = round(event["seconds"], 1)
-    return found
-
-
-def logged_at(database: Path, experiment: str) -> list[float]:
-    """Return when each step's loss was recorded in MLflow, in milliseconds, of the newest run."""
-    if not database.is_file():
-        return []
-    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as db:
-        rows = db.execute(
-            "select m.run_uuid, m.step, m.timestamp from metrics m join runs r on r.run_uuid = m.run_uuid "
-            "join experiments e on e.experiment_id = r.experiment_id "
-            "where m.key = 'loss' and e.name = ? and m.step > 0 order by m.timestamp",
-            (experiment,),
-        ).fetchall()
-    newest = rows[-1][0] if rows else None
-    return [float(stamp) for run, _, stamp in rows if run == newest]
 
 
 def percentile(values: list[float], share: int) -> float | None:
@@ -352,36 +283,19 @@ def machine() -> dict[str, Any]:
         except PackageNotFoundError:
             return None
 
-    names = ("torch", "triton", "transformers", "peft", "accelerate", "bitsandbytes", "unsloth", "unsloth-zoo", "trl")
+    names = (
+        "torch",
+        "triton",
+        "transformers",
+        "peft",
+        "accelerate",
+        "bitsandbytes",
+        "unsloth",
+        "unsloth-zoo",
+        "trl",
+    )
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
     return {"gpu": gpu, "cuda": torch.version.cuda, **{name: installed(name) for name in names}}
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    """Lay the results out in Markdown."""
-    head = (
-        "| case | batch x tokens | ms/step | tok/s | peak alloc. GiB | reserved | process | loss first → last | "
-        "status file: changes, broken | note |\n|---|---|---|---|---|---|---|---|---|---|\n"
-    )
-    return head + "".join(_line(result) for result in results)
-
-
-def _line(result: dict[str, Any]) -> str:
-    if "error" in result:
-        return f"| {result['case']} | | | | | | | | | {result['error'][-160:].replace(chr(10), ' ')} |\n"
-    memory, watch, gib = result["memory"], result["watch"], 1 << 30
-    peaks = [memory.get(key, {}) for key in ("start", "steady")]
-    allocated, reserved = (max((p.get(key, 0) for p in peaks), default=0) / gib for key in ("allocated", "reserved"))
-    note = result.get("problem", "")[:60].replace("\n", " ")
-    if "largest_loss_difference" in result:
-        note += f"killed at {result['killed']['killed_at']}, resumed; losses differ by {result['largest_loss_difference']}"
-    size, length = result["shape"]
-    low, high = result["step_ms_p10_p90"]
-    return (
-        f"| {result['case']} | {size} x {length} | {result['step_ms']:.0f} ({low}–{high}) | {result['tokens_per_s']} | "
-        f"{allocated:.2f} | {reserved:.2f} | {watch['gpu_process_mib'] / 1024:.2f} | "
-        f"{result['loss_first']:.4f} → {result['loss_last']:.4f} | {watch['changes']}, {watch['broken']} | {note} |\n"
-    )
 
 
 def pick_scratch(asked: Path | None, need_gb: float) -> Path:
@@ -418,7 +332,7 @@ def main() -> None:
             continue
         print(f"--- {case.name}", flush=True)
         bench.run(case)
-        print(_line(bench.results[-1]), flush=True)
+        print(line(bench.results[-1]), flush=True)
     bench.write()
 
 

@@ -26,7 +26,7 @@ ruamel.yaml semver sniffio toml typer uncalled-for websockets burner-redis redis
 importlib-metadata gitpython gitdb smmap flask flask-cors graphene graphql-core graphql-relay blinker itsdangerous
 python-json-logger cyclopts docstring-parser rich-rst amplitude-analytics python-dotenv pyasn1 pyasn1-modules anyio
 dill multiprocess asyncpg databricks-sdk cryptography cffi pycparser truststore skops prettytable huey
-""".split()
+"""
 
 ENGINES = {
     "unsloth": "2026.10.9",
@@ -56,7 +56,7 @@ PLATFORMS = ("manylinux_2_34", "manylinux_2_31", "manylinux_2_28", "manylinux_2_
 
 def download(target: Path, python: str) -> None:
     """Fetch one wheel of every package, for another interpreter than this one."""
-    wanted = [f"{name}=={version(name)}" for name in OURS if name not in ENGINES]
+    wanted = [f"{name}=={version(name)}" for name in OURS.split() if name not in ENGINES]
     wanted += [f"{name}=={fixed}" for name, fixed in ENGINES.items()]
     platforms = [part for name in PLATFORMS for part in ("--platform", f"{name}_x86_64")]
     subprocess.run(

@@ -16,7 +16,7 @@ from core.deployment.model_card import (
 )
 from core.deployment.reports import Smoke
 from core.errors import ConfigError
-from core.evaluation.reports import Decoding, EvalReport, MetricValue
+from core.evaluation.reports import Decoding, EvalReport, MetricValue, Suite
 from core.models.config import LoraConfig, ModelConfig
 from core.training.config import TrainingConfig
 from core.training.reports import TrainReport
@@ -110,7 +110,7 @@ def facts(**changes):
             first_loss=2.0, final_loss=0.2, window=10, eval_losses=(), trainable_parameters=1, parameters=2,
             merge_error=0.0, seconds=31.4, device="cpu", error=None,
         ),
-        "baseline": scores("baseline", 0.1, 0.2),
+        "baseline": scores("prompted", 0.1, 0.2),
         "tuned": scores("tuned", 0.9, 0.95),
         "shipped": scores("Q4_K_M", 0.88, 0.94),
         "gguf_type": "Q4_K_M",
@@ -169,10 +169,10 @@ def test_card_of_a_run_is_valid_and_holds_its_numbers():
         "finetuned": {"factual_accuracy": 0.9},
         "improvement": {"accuracy_delta": 0.8},
         "benchmarks": [
-            {"name": "exact_match", "score": 0.9, "baseline_score": 0.1},
-            {"name": "token_f1", "score": 0.95, "baseline_score": 0.2},
-            {"name": "exact_match (Q4_K_M file)", "score": 0.88, "baseline_score": 0.1},
-            {"name": "token_f1 (Q4_K_M file)", "score": 0.94, "baseline_score": 0.2},
+            {"name": "exact_match (base: prompted)", "score": 0.9, "baseline_score": 0.1},
+            {"name": "token_f1 (base: prompted)", "score": 0.95, "baseline_score": 0.2},
+            {"name": "exact_match (Q4_K_M file; base: prompted)", "score": 0.88, "baseline_score": 0.1},
+            {"name": "token_f1 (Q4_K_M file; base: prompted)", "score": 0.94, "baseline_score": 0.2},
         ],
     }
     assert card["training_procedure"]["hyperparameters"] == {
@@ -213,9 +213,37 @@ def test_a_metric_other_than_exact_match_is_no_factual_accuracy():
     assert card.record()["evaluation"]["baseline"] == {}
     assert card.evaluation.improvement is None
     assert [(row.name, row.score, row.baseline_score) for row in card.evaluation.benchmarks] == [
-        ("token_f1", 0.7, 0.2),
-        ("token_f1 (Q4_K_M file)", 0.6, 0.2),
+        ("token_f1 (base: baseline)", 0.7, 0.2),
+        ("token_f1 (Q4_K_M file; base: baseline)", 0.6, 0.2),
     ]
+
+
+def test_every_way_of_asking_the_base_and_what_was_forgotten_is_told():
+    known = Suite(name="general", metric="accuracy", value=0.6, low=0.5, high=0.7, n=80, digest="d")
+    arms = (scores("zero_shot", 0.05, 0.1, suites=(known,)), scores("prompted", 0.1, 0.2))
+    after = known.model_copy(update={"value": 0.55})
+    card = build_card(facts(arms=arms, tuned=scores("tuned", 0.9, 0.95, suites=(after,))))
+    text = " ".join(card.limitations.technical)
+    assert "asked in 2 ways (exact_match: zero_shot 0.0500, prompted 0.1000); compared is prompted" in text
+    assert (
+        "general, 80 questions apart from the test split: accuracy 0.5500, and 0.6000 before training" in text
+    )
+    other = after.model_copy(update={"digest": "other"})
+    card = build_card(facts(arms=arms, tuned=scores("tuned", 0.9, 0.95, suites=(other,))))
+    assert "general" not in " ".join(card.limitations.technical)
+
+
+def test_perplexity_has_its_own_fields_and_falls():
+    def surprised(arm, value):
+        entry = MetricValue(value=value, low=value, high=value, n=300)
+        return scores(arm, 0.5, 0.5, metrics={"perplexity": entry}, metric="perplexity", value=value)
+
+    evaluation = build_card(
+        facts(baseline=surprised("zero_shot", 9.0), tuned=surprised("tuned", 4.0))
+    ).record()["evaluation"]
+    assert evaluation["baseline"] == {"perplexity": 9.0}
+    assert evaluation["finetuned"] == {"perplexity": 4.0}
+    assert evaluation["improvement"] == {"perplexity_reduction": 5.0}
 
 
 def test_different_questions_are_not_compared():
@@ -335,7 +363,7 @@ def test_licence_and_local_base_in_the_front_matter(license_name, expected):
 
 def test_page_shows_scores_limits_and_sources():
     page = render_card(build_card(facts()))
-    assert "| exact_match (Q4_K_M file) | 0.8800 | 0.1000 |" in page
+    assert "| exact_match (Q4_K_M file; base: prompted) | 0.8800 | 0.1000 |" in page
     assert "| data/tutor | files | 75 % |" in page
     assert "| learning_rate | 0.005 |" in page
     assert "3000 conversations: 2400 to train, 300 to validate, 300 to test." in page

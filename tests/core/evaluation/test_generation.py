@@ -130,6 +130,9 @@ def test_too_little_memory_shows_at_once_and_halves_the_batch(model, chat: ChatT
     assert [a.text for a in answers] == expected
     assert sizes[0] == 4 and set(sizes[1:]) == {2}
     assert widths[0] == max(lengths)
+    widths.clear()
+    TorchResponder(model, chat, 2).answer(PROMPTS, 1, quiet)
+    assert widths == [max(lengths), sorted(lengths)[1]]
 
 
 def test_a_seed_draws_the_same_answers_again_and_another_seed_others(model, chat: ChatTokenizer):

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from core.deployment.reports import BundledFile, BundleReport, Smoke
-from core.evaluation.reports import Decoding, EvalReport, MetricValue
+from core.evaluation.reports import BaselineReport, Decoding, EvalReport, MetricValue
 from core.quantization.reports import Distance, QuantizedFile, QuantReport
 from core.training.reports import EvalLoss, TrainReport
 from gates.verdict import GATE_NAMES
@@ -72,7 +72,7 @@ def evaluation(arm: str, value: float, half: float, speed: float) -> EvalReport:
         ids=("q0",),
         scores={"exact_match": (1.0,)},
         split_digest=digest("7"),
-        model_digest=digest("2" if arm == "baseline" else "5"),
+        model_digest=digest("5" if arm == "tuned" else "2"),
         decoding=Decoding(strategy="greedy", max_new_tokens=64, prompt_digest=digest("8")),
         resamples=10_000,
         confidence=0.95,
@@ -177,7 +177,10 @@ def full() -> ReportData:
             CurvePoint(step=i + 1, loss=loss, learning_rate=2e-4 * min((i + 1) / 5, (240 - i) / 235))
             for i, loss in enumerate(losses)
         ),
-        baseline=evaluation("baseline", 0.20, 0.048, 96.1),
+        baseline=BaselineReport(
+            arms=(evaluation("zero_shot", 0.16, 0.045, 97.2), evaluation("prompted", 0.20, 0.048, 96.1))
+        ),
+        compared="prompted",
         tuned=evaluation("tuned", 0.908, 0.034, 94.7),
         quantized=QuantReport(
             merged_digest=digest("5"),

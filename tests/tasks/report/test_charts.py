@@ -49,6 +49,14 @@ def test_scores_beyond_the_unit_interval_stay_inside() -> None:
     assert all(0 <= position <= 100 for position in chart.whiskers[0][1:])
 
 
+def test_an_axis_without_bounds_leaves_the_unit_interval_and_labels_its_own_way() -> None:
+    chart = charts.interval_chart([Whisker("a", 3.0, 4.0, 9.0)], lambda value: f"{value:g} x", within=None)
+    assert chart is not None
+    assert next(tick.text for tick in chart.ticks) == "2 x"
+    narrow = charts.interval_chart([Whisker("a", 4.0, 4.0, 4.0)], str, within=None)
+    assert narrow is not None and 0 < narrow.whiskers[0].value < 100
+
+
 def test_no_arms_no_chart() -> None:
     assert charts.interval_chart([]) is None
 

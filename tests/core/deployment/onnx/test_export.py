@@ -18,7 +18,7 @@ from core.deployment.onnx.export import _work
 from core.deployment.onnx.graph import trace
 from core.errors import ConfigError, EngineFailed, ModelError
 from core.models.loading import load_tokenizer
-from tests.core.deployment.onnx.conftest import KINDS, draw
+from tests.core.deployment.onnx.conftest import HEADS, KINDS, WIDTH, draw
 
 
 def size(folder: Path) -> int:
@@ -35,28 +35,28 @@ def test_inputs_and_outputs_have_the_names_that_other_tools_expect(exports):
               for each in (*graph.input, *graph.output)}  # fmt: skip
     assert shapes["input_ids"] == ["batch_size", "sequence_length"]
     assert shapes["attention_mask"] == ["batch_size", "total_sequence_length"]
-    assert shapes["past_key_values.1.value"] == ["batch_size", 2, "past_sequence_length", 16]
-    assert shapes["present.1.value"] == ["batch_size", 2, "total_sequence_length", 16]
+    assert shapes["past_key_values.1.value"] == ["batch_size", HEADS, "past_sequence_length", WIDTH]
+    assert shapes["present.1.value"] == ["batch_size", HEADS, "total_sequence_length", WIDTH]
     assert shapes["logits"][:2] == ["batch_size", "sequence_length"]
 
 
-def test_weights_are_stored_once_and_shrink_with_the_type(exports, llama):
-    weights = llama.num_parameters()
-    assert 4 * weights <= size(exports["fp32"]) < 4.05 * weights
+def test_weights_are_stored_once_and_shrink_with_the_type(exports, model):
+    weights = model.num_parameters()
+    assert 3.9 * weights <= size(exports["fp32"]) < 4.1 * weights
     assert size(exports["fp16"]) < 2.1 * weights
     # Scale and zero point of a block of 32 cost 5 bytes, of 4-bit weights 4.5; the tied table has 8 bits.
     assert size(exports["int8"]) < 1.2 * weights
-    table = llama.get_input_embeddings().weight.numel()
+    table = model.get_input_embeddings().weight.numel()
     assert size(exports["int4"]) < 0.68 * (weights - table) + 1.2 * table
 
 
 @pytest.mark.parametrize(("kind", "most"), [("fp32", 1e-5), ("fp16", 5e-3), ("int8", 0.1), ("int4", 1.5)])
-def test_types_differ_from_torch_by_their_rounding(kind, most, exports, llama):
+def test_types_differ_from_torch_by_their_rounding(kind, most, exports, model):
     import torch
 
-    ids = draw(llama.config.vocab_size, 2, 60)
+    ids = draw(model.config.vocab_size, 2, 60)
     with torch.no_grad():
-        wanted = llama(ids).logits.numpy()
+        wanted = model(ids).logits.numpy()
     runner = OnnxRunner(exports[kind], threads=1)
     at_once, by_steps = runner.logits(ids.numpy()), runner.decode_logits(ids.numpy())
     assert np.abs(at_once - wanted).max() < most
@@ -88,9 +88,9 @@ def test_the_folder_answers_a_question_with_onnx_runtime_alone(exports, tmp_path
     assert done.stdout.strip() == str(tokenizer.decode(made, skip_special_tokens=True)).strip()
 
 
-def test_the_template_loses_the_marks_of_trained_tokens(llama_folder, exports, tmp_path):
+def test_the_template_loses_the_marks_of_trained_tokens(model_folder, exports, tmp_path):
     marked = tmp_path / "marked"
-    shutil.copytree(llama_folder, marked)
+    shutil.copytree(model_folder, marked)
     template = "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}"
     (marked / "chat_template.jinja").write_text(template)
     export(marked, tmp_path / "out", "fp32", threads=1, traced=exports["fp32"])
@@ -106,15 +106,15 @@ def test_the_readme_says_what_the_model_takes(exports):
     assert "of 8 bits" in text
 
 
-def test_a_truncated_model_is_refused_and_nothing_is_left(llama_folder, tmp_path):
+def test_a_truncated_model_is_refused_and_nothing_is_left(model_folder, tmp_path):
     broken = tmp_path / "broken"
-    shutil.copytree(llama_folder, broken)
+    shutil.copytree(model_folder, broken)
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(ModelError) as refused:
         export(broken, tmp_path / "out" / "fp32", "fp32", threads=1)
     assert str(broken) in str(refused.value)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_with_other_state_than_keys_and_values_is_refused():
@@ -139,14 +139,16 @@ def test_an_exporter_that_dies_takes_nobody_with_it():
         _work(["unheard-of"])
 
 
-def test_without_the_packages_one_message_names_the_extra(llama_folder, tmp_path, monkeypatch):
+def test_without_the_packages_one_message_names_the_extra(model_folder, tmp_path, monkeypatch):
     there = importlib.util.find_spec
     gone = "onnxruntime"
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == gone else there(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == gone else there(name)
+    )
     for call in (
-        lambda: export(llama_folder, tmp_path / "out", "fp32", threads=1),
+        lambda: export(model_folder, tmp_path / "out", "fp32", threads=1),
         lambda: OnnxRunner(tmp_path, threads=1),
-        lambda: traced_graph(llama_folder, tmp_path / "out", threads=1).__enter__(),
+        lambda: traced_graph(model_folder, tmp_path / "out", threads=1).__enter__(),
     ):
         with pytest.raises(ConfigError, match=r"pip install 'data-factory\[onnx\]'"):
             call()

@@ -1,0 +1,32 @@
+"""The results of qlora.py in Markdown."""
+
+from typing import Any
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Lay the results out in Markdown."""
+    head = (
+        "| case | batch x tokens | ms/step | tok/s | peak alloc. GiB | reserved | process | loss first → last | "
+        "status file: changes, broken | note |\n|---|---|---|---|---|---|---|---|---|---|\n"
+    )
+    return head + "".join(line(result) for result in results)
+
+
+def line(result: dict[str, Any]) -> str:
+    if "error" in result:
+        return f"| {result['case']} | | | | | | | | | {result['error'][-160:].replace(chr(10), ' ')} |\n"
+    memory, watch, gib = result["memory"], result["watch"], 1 << 30
+    peaks = [memory.get(key, {}) for key in ("start", "steady")]
+    allocated, reserved = (
+        max((p.get(key, 0) for p in peaks), default=0) / gib for key in ("allocated", "reserved")
+    )
+    note = result.get("problem", "")[:60].replace("\n", " ")
+    if "largest_loss_difference" in result:
+        note += f"killed at {result['killed']['killed_at']}, resumed; losses differ by {result['largest_loss_difference']}"
+    size, length = result["shape"]
+    low, high = result["step_ms_p10_p90"]
+    return (
+        f"| {result['case']} | {size} x {length} | {result['step_ms']:.0f} ({low}–{high}) | {result['tokens_per_s']} | "
+        f"{allocated:.2f} | {reserved:.2f} | {watch['gpu_process_mib'] / 1024:.2f} | "
+        f"{result['loss_first']:.4f} → {result['loss_last']:.4f} | {watch['changes']}, {watch['broken']} | {note} |\n"
+    )

@@ -1,0 +1,55 @@
+"""Quantization settings that contradict each other are named with the way out."""
+
+import pytest
+
+from core.quantization.config import QuantizationConfig
+from flows.format_problems import format_problems
+from flows.run_config import RunConfig, check
+
+GIVEN = {"model": {"name": "m"}, "sources": [{"path": "rows.jsonl"}]}
+
+
+def told(metric: str = "exact_match", wanted: str = "smallest", **settings: object) -> list[str]:
+    made = QuantizationConfig.model_validate(settings)
+    return [f"{one.keys[0]}: {one.what}" for one in format_problems(made, wanted, metric)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "start"),
+    [
+        ({"wanted": "Q6_K"}, "deployment.format: Q6_K is not made by this run, which makes Q8_0, Q4_K_M"),
+        ({"formats": ["Q8_0", "Q8_0"]}, "quantization.formats: names Q8_0 twice"),
+        ({"onnx": ["int8", "fp32", "int8"]}, "quantization.onnx: names int8 twice"),
+        (
+            {"formats": ["Q8_0", "f16"], "imatrix": True},
+            "quantization.imatrix: changes nothing for Q8_0, f16",
+        ),
+        ({"onnx": ["int8"], "metric": "perplexity"}, "quantization.onnx: ONNX models are asked questions"),
+    ],
+)
+def test_each_contradiction_is_named(settings: dict[str, object], start: str) -> None:
+    (problem,) = told(**settings)
+    assert problem.startswith(start)
+
+
+def test_what_fits_is_let_through() -> None:
+    assert told() == told(imatrix=True) == told(wanted="Q8_0") == told(onnx=["fp32", "int4"]) == []
+    assert told(metric="perplexity") == []
+
+
+def test_the_run_config_lists_them() -> None:
+    problems = check({**GIVEN, "quantization": {"formats": ["Q8_0"], "imatrix": True}})
+    assert [problem.keys[0] for problem in problems] == ["quantization.imatrix"]
+
+
+def test_a_type_that_llama_cpp_does_not_know_lists_those_it_does() -> None:
+    (problem,) = check({**GIVEN, "quantization": {"formats": ["Q9_X"]}})
+    assert problem.keys[0] == "quantization.formats.0"
+    for known in ("f16", "bf16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"):
+        assert known in problem.what
+
+
+def test_without_the_block_the_saved_type_is_the_only_one() -> None:
+    run = RunConfig.model_validate({**GIVEN, "save": {"gguf_quantization": "Q5_K_M"}})
+    assert run.quantized == QuantizationConfig(formats=("Q5_K_M",))
+    assert run.gguf_formats == ("Q5_K_M",)
