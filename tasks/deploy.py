@@ -33,6 +33,7 @@ from core.training.reports import TrainReport
 from tasks.chat_tokens import READS as CHAT
 from tasks.chat_tokens import chat_tokenizer
 from tasks.context import RunContext
+from tasks.file_story import file_story, scored_line
 from tasks.phase import Outcome, phase
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ READS = (
     "core.deployment.modelfile",
     "core.deployment.templates",
     "core.deployment.tokenizer_files",
+    "tasks.file_story",
     *CHAT,
 )
 
@@ -208,6 +210,7 @@ def card_facts(
         tuned=story.tuned,
         shipped=chosen.evaluation,
         gguf_type=chosen.type,
+        gguf_story=file_story(chosen, story.quantized),
         gguf_bytes=chosen.bytes,
         stop_tokens=stop_tokens(chat),
         smoke=smoke,
@@ -237,6 +240,7 @@ def api_facts(
         name=name,
         gguf_name=gguf_name,
         gguf_type=chosen.type,
+        measured=scored_line(chosen),
         context_length=config.context_length,
         max_tokens=config.max_tokens,
         temperature=config.temperature,

@@ -50,6 +50,8 @@ class ApiFacts(Frozen):
     gguf_name: str
     """File name inside the bundle."""
     gguf_type: str
+    measured: str = ""
+    """What the file scored, in one sentence."""
     context_length: int
     max_tokens: int
     temperature: float

@@ -55,6 +55,8 @@ class CardFacts(Frozen):
     shipped: EvalReport
     """Scores of the very GGUF file in the bundle."""
     gguf_type: str
+    gguf_story: tuple[str, ...] = ()
+    """What quantization changed, and which other types were tried; whole sentences."""
     gguf_bytes: int
     stop_tokens: tuple[str, ...]
     smoke: Smoke

@@ -232,6 +232,7 @@ def _technical(facts: CardFacts) -> tuple[str, ...]:
         _uncertainty(shipped),
         f"Quantized to {facts.gguf_type}: {shipped.metric} {shipped.value:.4f}, against "
         f"{facts.tuned.value:.4f} before quantization.",
+        *facts.gguf_story,
         f"The recommended context window is {wanted.context_length} tokens; longer conversations do not fit.",
     ]
     lines += [*_ways_of_asking(facts), *_beyond_the_test(facts)]

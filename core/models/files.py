@@ -52,9 +52,10 @@ def folder_flaws(folder: Path) -> Iterator[Flaw]:
     """
     yield from config_flaws(folder)
     yield from weight_flaws(folder)
-    wrong = list(tokenizer_flaws(folder))
+    tokenizer = read_object(folder / "tokenizer.json")
+    wrong = list(tokenizer_flaws(folder, tokenizer))
     yield from wrong
-    yield from () if wrong else vocabulary_flaws(folder)
+    yield from () if wrong else vocabulary_flaws(folder, tokenizer)
 
 
 def require_loadable(folder: Path) -> None:
@@ -115,15 +116,21 @@ def _architecture_flaws(config: dict[str, Any]) -> Iterator[Flaw]:
         yield Flaw(f"holds {', '.join(named)}, which is no causal language model", another)
 
 
-def tokenizer_flaws(folder: Path) -> Iterator[Flaw]:
-    """Find what keeps a tokenizer from loading: none there, or files that are not what they should be."""
+def tokenizer_flaws(folder: Path, parsed: Content | None = None) -> Iterator[Flaw]:
+    """Find what keeps a tokenizer from loading: none there, or files that are not what they should be.
+
+    Args:
+        folder: The model's.
+        parsed: Its ``tokenizer.json``, if that was read before.
+    """
     if not any((folder / name).is_file() for name in TOKENIZERS):
         yield Flaw("has no tokenizer", "put tokenizer.json and tokenizer_config.json beside the weights")
         return
     again = "download or save the tokenizer again"
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            content, problem = read_object(folder / name)
+            given = parsed if name == "tokenizer.json" else None
+            content, problem = given or read_object(folder / name)
             if problem:
                 yield Flaw(f"has a {name} that {problem}", again)
             elif name == "tokenizer.json" and not _is_tokenizer(content):
@@ -135,10 +142,14 @@ def _is_tokenizer(content: dict[str, Any]) -> bool:
     return isinstance(model, dict) and isinstance(model.get("vocab"), dict | list)
 
 
-def vocabulary_flaws(folder: Path) -> Iterator[Flaw]:
+def vocabulary_flaws(folder: Path, parsed: Content | None = None) -> Iterator[Flaw]:
     """Compare the tokenizer's ids, the embedding's rows, and the config's vocabulary size.
 
     Rows beyond the tokenizer are padding and fine; ids beyond the rows would crash the first lookup.
+
+    Args:
+        folder: The model's.
+        parsed: Its ``tokenizer.json``, if that was read before.
     """
     headers = read_headers(folder)
     rows = embedding_rows(headers) if headers else None
@@ -151,7 +162,7 @@ def vocabulary_flaws(folder: Path) -> Iterator[Flaw]:
             f"says vocab_size {stated} in config.json, but its embedding has {rows} rows",
             "take config.json and the weights from the same model",
         )
-    size = count_ids(read_object(folder / "tokenizer.json").value)
+    size = count_ids((parsed or read_object(folder / "tokenizer.json")).value)
     if size > rows:
         yield Flaw(
             f"has a tokenizer of {size} tokens and a model of only {rows}: they do not belong together",

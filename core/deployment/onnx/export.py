@@ -75,6 +75,8 @@ def traced_graph(model: Path, beside: Path, *, threads: int) -> Iterator[Path]:
         EngineFailed: If the exporter dies.
     """
     require_onnx()
+    if not model.is_dir():
+        raise ModelError("there is no model folder", where=str(model))
     require_loadable(model)
     with scratch_beside(beside) as folder:
         _work(["trace", str(model.resolve()), str(folder.resolve()), str(threads)])
