@@ -76,7 +76,7 @@ def chain(name: str, run: RunConfig) -> str:
     used = earlier_uses(splits.report)
     through(dataset_validated(corpus.report, dataset.report, splits.report, gates.dataset_validated, used))
 
-    model = base_model(run.model.name)
+    model = base_model(run.model.name, run.model.revision)
     will_learn(model, splits.artifact, Setup(run.model, run.lora, run.training, template))
     files, judged = files_of(run.evaluation), gates.model_performance
     base = baseline(model, splits.artifact, run.evaluation, files, template)

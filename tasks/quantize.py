@@ -1,6 +1,7 @@
 """Quantize: make files from the merged model, and examine each as the file it is, from small to large."""
 
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,7 +27,7 @@ from tasks.context import RunContext
 from tasks.data_figures import track_reads
 from tasks.gguf_files import Written, write_files
 from tasks.ladder import Bench, Rows, examine, measure_parity, set_up
-from tasks.onnx_files import make_onnx, onnx_versions
+from tasks.onnx_files import make_onnx
 from tasks.phase import Outcome, phase
 
 
@@ -43,6 +44,9 @@ class Enough(Frozen):
     wanted: Wanted
 
     not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"tuned"})
+
+
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class Plan(Frozen):
@@ -67,7 +71,11 @@ def plan_for(
     """
     stops = settings.measure == "until_good"
     enough = Enough(tuned=tuned, limits=limits, wanted=wanted) if stops else None
-    return Plan(settings=settings, enough=enough, versions=onnx_versions(settings.onnx))
+    return Plan(
+        settings=settings,
+        enough=enough,
+        versions=tuple(library_version(name) for name in ONNX_PACKAGES) if settings.onnx else (),
+    )
 
 
 ENGINES = ("gguf", "llama-cpp-python", "numpy", "torch", "transformers")
@@ -105,7 +113,7 @@ def quantize(
 
     merged.verified(), splits.verified()
     track_reads(context, splits, "test")
-    target = context.workspace.root / gguf_path
+    target, onnx_folder = context.workspace.root / gguf_path, context.workspace.root / "models" / "onnx"
     family = str((read_hf_config(merged.path).get("architectures") or ["unknown"])[0])
     with scratch_beside(target) as work:
         bench = set_up(merged.path, scored, splits.test, config, plan.settings.parity_examples, work)
@@ -122,12 +130,27 @@ def quantize(
             files=(),
         )
         report, answers = climb(context, report, written, bench, plan.enough)
-        onnx = make_onnx(context, merged.path, plan.settings.onnx, bench)
-    report = report.model_copy(update={"onnx": onnx.files})
-    forget_others(context.workspace.metrics, [*answers, *onnx.outputs])
+        asked = bench._replace(config=without_likelihoods(config))
+        onnx = make_onnx(context, merged.path, onnx_folder, plan.settings.onnx, asked)
+    answers += [write_rows(context, f"onnx-{file.type}", rows) for file, rows in onnx]
+    report = report.model_copy(update={"onnx": tuple(file for file, _ in onnx)})
+    forget_others(context.workspace.metrics, answers)
     note = " · ".join(f"{f.type} {f.evaluation.value:.3f} ({f.bytes / 1e6:.1f} MB)" for f in report.files)
     result = QuantizedModels(artifact=Quantized(path=target, digest=path_digest(target)), report=report)
-    return Outcome(result, (target, *answers, *onnx.outputs), note)
+    return Outcome(result, (target, *([onnx_folder] if onnx else []), *answers), note)
+
+
+def without_likelihoods(config: EvaluationConfig) -> EvaluationConfig:
+    """Leave out the metric that ONNX models are not asked for: their logits are compared anyway."""
+    return config.model_copy(update={"metrics": tuple(n for n in config.metrics if n != "perplexity")})
+
+
+def library_version(package: str) -> str:
+    """Name a package with its version, also where it is absent: then the phase says what to install."""
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return f"{package} absent"
 
 
 def climb(

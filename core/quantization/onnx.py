@@ -155,7 +155,6 @@ def _store_half(model: Model) -> None:
     import onnx_ir
 
     graph = model.graph
-    first = next(iter(graph))
     for value in list(graph.initializers.values()):
         if value.dtype != onnx_ir.DataType.FLOAT or value.const_value.size < SMALLEST:
             continue
@@ -170,7 +169,7 @@ def _store_half(model: Model) -> None:
         else:
             cast = onnx_ir.node("Cast", [half], attributes={"to": onnx_ir.DataType.FLOAT.value})
             cast.outputs[0].dtype = onnx_ir.DataType.FLOAT
-            graph.insert_before(first, cast)
+            graph.insert_before(next(iter(graph)), cast)
             value.replace_all_uses_with(cast.outputs[0])
     _drop_unused(graph)
 

@@ -19,7 +19,7 @@ from tests.families.vocabularies import tokenizer_for
 THINGS = ("kente", "house", "canoe", "goat", "market", "drum", "stool", "mango", "lorry", "basket")
 PLACES = ("Accra", "Kumasi", "Tamale", "Ho", "Cape Coast", "Wa", "Sunyani", "Axim")
 COLOURS = ("red", "blue", "green", "white", "yellow", "black")
-LENGTH = 96
+LENGTH = 64
 
 
 class Quiet:
@@ -70,18 +70,20 @@ def pretrained(family: str, folder: Path, *, steps: int, layers: int = 2) -> Pat
     Args:
         family: One of ``FAMILIES``.
         folder: Where to save it.
-        steps: Steps of 32 rows.
+        steps: Steps of 16 rows.
         layers: Layers; Gemma has six at least.
     """
     seed_everything(3)
-    tokenizer = tokenizer_for(family)
+    texts = statements(32 * 40)
+    words = (*texts[:200], *(row["instruction"] for row in rows()[:200]))
+    tokenizer = tokenizer_for(family, words)
     model = random_model(family, tokenizer, layers=layers).train()
     config = TrainingConfig(
-        per_device_train_batch_size=32, gradient_accumulation_steps=1, max_steps=steps, warmup_steps=steps // 10,
+        per_device_train_batch_size=16, gradient_accumulation_steps=1, max_steps=steps, warmup_steps=steps // 10,
         learning_rate=4e-3, lr_scheduler_type="cosine", optim="adamw_torch", eval_steps=steps, save_steps=steps,
         logging_steps=max(1, steps // 10), bf16=False, fp16=False,
     )  # fmt: skip
-    ids = tokenizer(statements(32 * 40), add_special_tokens=False)["input_ids"]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     separator = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.pad_token_id
     packed: Any = torch.tensor(list(pack(ids, LENGTH, separator)))
     pretrain(

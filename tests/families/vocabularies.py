@@ -37,6 +37,8 @@ O200K = (
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 DIGITS = {"llama-3": r"\p{N}{1,3}", "qwen2": r"\p{N}"}
+ROOM = 160
+"""Tokens for the words of further texts."""
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -155,15 +157,16 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
-def tokenizer_for(family: str) -> Any:
+def tokenizer_for(family: str, more: tuple[str, ...] = ()) -> Any:
     """Return a new tokenizer of a family, with its chat template.
 
     Args:
         family: One of ``FAMILIES`` or ``VARIANTS``.
+        more: Texts whose words are to become tokens, besides those of ``TEXTS``.
     """
     kind = "phi-3" if family == "phi-3-128k" else family
     names = PUBLISHED[kind]
-    tokenizer = _MAKERS[kind](names)
+    tokenizer = _MAKERS[kind](names, more)
     tokenizer.chat_template = (TEMPLATES / f"{kind}.jinja").read_text(encoding="utf-8")
     return tokenizer
 
@@ -188,32 +191,34 @@ def by_regex(pattern: str) -> Any:
 
 
 @lru_cache
-def byte_level_json(pattern: str, ignore_merges: bool = False) -> str:
+def byte_level_json(pattern: str, ignore_merges: bool = False, more: tuple[str, ...] = ()) -> str:
     """Train a byte-level vocabulary of some 340 tokens; returned as ``tokenizer.json`` holds it."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     tokenizer.pre_tokenizer = by_regex(pattern)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=340, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=340 + ROOM * bool(more),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
-    tokenizer.train_from_iterator(TEXTS * 3, trainer)
+    tokenizer.train_from_iterator([*TEXTS * 3, *more], trainer)
     return str(tokenizer.to_str())
 
 
 @lru_cache
 def sentencepiece_parts(
-    specials: tuple[str, ...] = ("<unk>", "<s>", "</s>", "<pad>"), size: int = 460
+    specials: tuple[str, ...] = ("<unk>", "<s>", "</s>", "<pad>"), more: tuple[str, ...] = ()
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Train a vocabulary of SentencePiece's kind: every way to make a piece is a merge, best pieces first."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"{SPACE}*[^{SPACE}]+|{SPACE}+"), "isolated")
     trainer = trainers.BpeTrainer(
-        vocab_size=size,
+        vocab_size=460 + ROOM * bool(more),
         special_tokens=[*specials, *(f"<0x{byte:02X}>" for byte in range(256))],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(TEXTS * 3, trainer)
+    tokenizer.train_from_iterator([*TEXTS * 3, *more], trainer)
     model = json.loads(tokenizer.to_str())["model"]
     vocab = model["vocab"]
     pieces = dict.fromkeys(a + b for a, b in model["merges"])
@@ -221,9 +226,9 @@ def sentencepiece_parts(
     return vocab, merges
 
 
-def sentencepiece_model(*specials: str) -> Tokenizer:
+def sentencepiece_model(*specials: str, more: tuple[str, ...] = ()) -> Tokenizer:
     """Return a tokenizer with such a vocabulary, without any rule how to treat spaces."""
-    vocab, merges = sentencepiece_parts(specials) if specials else sentencepiece_parts()
+    vocab, merges = sentencepiece_parts(specials, more) if specials else sentencepiece_parts()
     return Tokenizer(
         models.BPE(vocab=vocab, merges=merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
     )
@@ -253,8 +258,8 @@ def _plain(names: tuple[str, ...], **flags: bool) -> list[AddedToken]:
     return [AddedToken(name, special=False, normalized=False, **flags) for name in names]
 
 
-def _gemma(names: Published) -> Any:
-    vocab, merges = sentencepiece_parts(names.control[:5] + names.plain[:1] + names.control[5:])
+def _gemma(names: Published, more: tuple[str, ...]) -> Any:
+    vocab, merges = sentencepiece_parts(names.control[:5] + names.plain[:1] + names.control[5:], more)
     tokenizer = hub.GemmaTokenizer(vocab=dict(vocab), merges=list(merges))
     tokenizer.add_tokens(_special(names.control), special_tokens=True)
     # Runs of spaces are pieces that merging makes; the published list names them once more.
@@ -263,8 +268,8 @@ def _gemma(names: Published) -> Any:
     return tokenizer
 
 
-def _llama(names: Published) -> Any:
-    tokenizer = Tokenizer.from_str(byte_level_json(WORDS + "|" + DIGITS["llama-3"] + TAIL, True))
+def _llama(names: Published, more: tuple[str, ...]) -> Any:
+    tokenizer = Tokenizer.from_str(byte_level_json(WORDS + "|" + DIGITS["llama-3"] + TAIL, True, more))
     tokenizer.add_special_tokens(_special(names.control))
     tokenizer.post_processor = processors.Sequence(
         [processors.ByteLevel(trim_offsets=False), starts_with(tokenizer, "<|begin_of_text|>")]
@@ -272,8 +277,8 @@ def _llama(names: Published) -> Any:
     return hub.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_named(names))
 
 
-def _mistral(names: Published) -> Any:
-    tokenizer = sentencepiece_model(*names.control)
+def _mistral(names: Published, more: tuple[str, ...]) -> Any:
+    tokenizer = sentencepiece_model(*names.control, more=more)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False)
     tokenizer.decoder = leading_space_decoder()
     tokenizer.add_special_tokens(_special(names.control))
@@ -281,8 +286,8 @@ def _mistral(names: Published) -> Any:
     return hub.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_named(names, unk_token="<unk>"))
 
 
-def _qwen(names: Published) -> Any:
-    model = json.loads(byte_level_json(WORDS + "|" + DIGITS["qwen2"] + TAIL))["model"]
+def _qwen(names: Published, more: tuple[str, ...]) -> Any:
+    model = json.loads(byte_level_json(WORDS + "|" + DIGITS["qwen2"] + TAIL, more=more))["model"]
     merges = [tuple(pair) for pair in model["merges"]]
     tokenizer = hub.Qwen2Tokenizer(vocab=model["vocab"], merges=merges, unk_token=None, **_named(names))
     tokenizer.add_tokens(_special(names.control), special_tokens=True)
@@ -290,8 +295,8 @@ def _qwen(names: Published) -> Any:
     return tokenizer
 
 
-def _phi3(names: Published) -> Any:
-    tokenizer = sentencepiece_model("<unk>", "<s>", "</s>")
+def _phi3(names: Published, more: tuple[str, ...]) -> Any:
+    tokenizer = sentencepiece_model("<unk>", "<s>", "</s>", more=more)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
     tokenizer.decoder = leading_space_decoder()
     tokenizer.add_special_tokens(_special(names.control[:2]))
@@ -302,14 +307,14 @@ def _phi3(names: Published) -> Any:
     return hub.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_named(names, unk_token="<unk>"))
 
 
-def _phi4(names: Published) -> Any:
-    tokenizer = Tokenizer.from_str(byte_level_json(WORDS + "|" + DIGITS["llama-3"] + TAIL))
+def _phi4(names: Published, more: tuple[str, ...]) -> Any:
+    tokenizer = Tokenizer.from_str(byte_level_json(WORDS + "|" + DIGITS["llama-3"] + TAIL, more=more))
     tokenizer.add_special_tokens(_special(names.control, lstrip=True, rstrip=True))
     return hub.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_named(names))
 
 
-def _phi4_mini(names: Published) -> Any:
-    tokenizer = Tokenizer.from_str(byte_level_json(O200K))
+def _phi4_mini(names: Published, more: tuple[str, ...]) -> Any:
+    tokenizer = Tokenizer.from_str(byte_level_json(O200K, more=more))
     tokenizer.add_special_tokens(_special(names.control))
     tokenizer.add_tokens(_plain(names.plain))
     return hub.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_named(names))

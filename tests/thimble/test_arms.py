@@ -32,7 +32,7 @@ def test_every_arm_is_measured_once_and_the_gate_chooses_anew(factory: Factory, 
     rows = {arm: first_row(workspace, arm) for arm in ARMS}
     assert len({len(row["prompt_ids"]) for row in rows.values()}) == 3
     assert all({"exact_match", "perplexity"} <= row.keys() for row in rows.values())
-    judged = [e for e in ran.events if e["event"] == "gate" and e["gate"] == "baseline-established"][0]
+    judged = next(e for e in ran.events if e["event"] == "gate" and e["gate"] == "baseline-established")
     assert {f"{arm} test file" for arm in ARMS} <= {check["name"] for check in judged["checks"]}
     assert "Base, instructed" in (workspace / "report.html").read_text()
     other = next(arm for arm in ARMS if arm != scores["arm"])

@@ -13,6 +13,7 @@ from core.deployment.onnx.runner import OnnxRunner
 from core.errors import ModelError
 from core.evaluation.config import EvaluationConfig
 from core.evaluation.evaluate import evaluate
+from core.evaluation.metrics import Tools
 from core.evaluation.responders import Tick
 from core.quantization.config import OnnxType
 from core.quantization.reference import Reference, distance
@@ -38,6 +39,9 @@ class OnnxBench(NamedTuple):
     test: Path
     config: EvaluationConfig
     chat: "ChatTokenizer"
+    """Of the exported folder, so that the answers are those of its own tokenizer and template."""
+    tools: Tools = Tools()
+    """What some metrics need beside the answers."""
 
 
 def verify(runner: OnnxRunner, references: Sequence[Reference]) -> tuple[Distance, Distance]:
@@ -147,6 +151,7 @@ def examine_onnx(
         model_digest=digest,
         clock=time.monotonic,
         tick=tick,
+        tools=bench.tools,
     )
     equal = [row["answer"] == before["answer"] for before, row in zip(bench.merged, result.rows, strict=True)]
     measured = OnnxFile(

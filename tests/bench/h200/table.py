@@ -20,6 +20,8 @@ def line(result: dict[str, Any]) -> str:
     allocated, reserved = (
         max((p.get(key, 0) for p in peaks), default=0) / gib for key in ("allocated", "reserved")
     )
+    # What the run itself reports, should the sampler have seen nothing.
+    allocated = max(allocated, result.get("report", {}).get("peak_memory_bytes", 0) / gib)
     note = result.get("problem", "")[:60].replace("\n", " ")
     if "largest_loss_difference" in result:
         note += f"killed at {result['killed']['killed_at']}, resumed; losses differ by {result['largest_loss_difference']}"

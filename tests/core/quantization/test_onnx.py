@@ -51,7 +51,10 @@ class Tiny:
 
     def __init__(self, *, tied: bool, width: int = WIDTH) -> None:
         self.table = random(ROWS, width, seed=1)
-        self.inner, self.outer = random(width, INNER, seed=2, scale=0.1), random(INNER, width, seed=3, scale=0.1)
+        self.inner, self.outer = (
+            random(width, INNER, seed=2, scale=0.1),
+            random(INNER, width, seed=3, scale=0.1),
+        )
         self.head = self.table.T if tied else random(width, ROWS, seed=4)
         self.tied, self.width = tied, width
 
@@ -128,10 +131,11 @@ def test_a_tied_table_lies_in_the_file_once(tmp_path):
     program = written(Tiny(tied=True), "int8", tmp_path / "tied")
     written(Tiny(tied=False), "int8", tmp_path / "untied")
     sizes = {name: (tmp_path / name / "model.onnx.data").stat().st_size for name in ("tied", "untied")}
+    # A byte a weight, and five a block; the smallest tensors may lie in the other file.
     table = ROWS * WIDTH * (1 + 5 / BLOCK)
     linear = 2 * WIDTH * INNER * (1 + 5 / BLOCK)
-    assert sizes["tied"] == pytest.approx(table + linear, rel=0.02)
-    assert sizes["untied"] == pytest.approx(2 * table + linear, rel=0.02)
+    assert sizes["tied"] == pytest.approx(table + linear, rel=0.04)
+    assert sizes["untied"] == pytest.approx(2 * table + linear, rel=0.04)
     places = {(v.const_value.offset, v.const_value.length) for n, v in program.graph.initializers.items()
               if n in ("table_packed", "table_rows")}  # fmt: skip
     assert len(places) == 1

@@ -126,6 +126,19 @@ def test_answers_come_in_the_order_of_the_questions_whatever_the_batch(fp32, cha
     assert all(answer.n_generated <= 12 for answer in one)
 
 
+def test_a_given_answer_is_as_likely_as_torch_finds_it(fp32, model, chat):
+    from core.evaluation.generation import TorchResponder
+
+    prompts = [[{"role": "user", "content": question}] for question in QUESTIONS] + [[]]
+    references = [{"role": "assistant", "content": f"It is {n}."} for n in range(4)]
+    found = OnnxResponder(fp32, chat, 2).score(prompts, references, lambda done, total: None)
+    wanted = TorchResponder(model, chat, 2).score(prompts, references, lambda done, total: None)
+    assert [each.tokens for each in found] == [each.tokens for each in wanted]
+    assert [each.nll for each in found] == pytest.approx([each.nll for each in wanted], rel=1e-5)
+    assert [each.end for each in found] == pytest.approx([each.end for each in wanted], rel=1e-4)
+    assert min(each.nll for each in found) > 1
+
+
 def test_the_report_holds_distance_answers_and_speed(exports, model, chat, references, test_rows):
     config = EvaluationConfig(max_new_tokens=12, batch_size=2, resamples=1000)
     bench = OnnxBench(torch_answers(model, chat, 12), references, test_rows, config, chat)
