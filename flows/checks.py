@@ -67,6 +67,9 @@ def show_preflight(name: str, report: PreflightReport) -> None:
     for finding in report.warnings:
         fix = f"\n  {finding.fix}" if finding.fix else ""
         console.print(f"[yellow]warning[/yellow] {finding.where}: {finding.what}{fix}")
+    for finding in report.notes:
+        fix = f": {finding.fix}" if finding.fix else ""
+        console.print(f"[dim]note[/dim] {finding.what}{fix}", highlight=False)
     if not report.errors:
         console.print("[green]valid[/green]" + (" (with warnings)" if report.warnings else ""))
 

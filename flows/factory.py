@@ -103,15 +103,8 @@ def chain(name: str, run: RunConfig) -> str:
         model=run.model, lora=run.lora, training=run.training,
     )  # fmt: skip
     bundle = deploy(
-        quantized.artifact,
-        tuned.artifact,
-        splits.artifact,
-        story,
-        shipped,
-        run.deployment,
-        name,
-        verdicts(),
+        quantized.artifact, tuned.artifact, splits.artifact, story, shipped, run.deployment, name, verdicts(),
         template,
-    )
+    )  # fmt: skip
     through(deployment_ready(bundle.report, quantized.report, gates.deployment_ready, shipped.digest))
     return release(bundle.artifact, bundle.report, run.deployment, run.save)

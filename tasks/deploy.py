@@ -77,6 +77,8 @@ READS = (
     "core.deployment.modelfile",
     "core.deployment.templates",
     "core.deployment.tokenizer_files",
+    "core.evaluation.effects",
+    "core.evaluation.statistics",
     "tasks.file_story",
     *CHAT,
 )

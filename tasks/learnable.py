@@ -19,7 +19,7 @@ from core.data.learning_reports import LearnReport, OverfitReport
 from core.data.records import Record, from_row
 from core.errors import ModelError
 from core.models.config import LoraConfig, ModelConfig
-from core.models.resources import GB, TrainingLoad, estimate_training, shape_from_config
+from core.models.resources import GB, TrainingLoad, estimate_training, shape_from_config, storage_of
 from core.training.config import TrainingConfig
 from tasks.chat_tokens import READS as CHAT
 from tasks.chat_tokens import chat_tokenizer
@@ -190,7 +190,7 @@ def _needed(base: Path, setup: Setup, parameters: int) -> int:
         window=min(512, setup.model.max_seq_length),
         optimizer=setup.training.optim,
         is_checkpointed=bool(setup.lora.use_gradient_checkpointing),
-        is_4bit=setup.model.load_in_4bit,
+        storage=storage_of(setup.model),
         width=width,
     )
     return estimate_training(shape, setup.lora, load).total

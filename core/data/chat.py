@@ -150,9 +150,8 @@ class ChatTokenizer:
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         """Return the text of a conversation as the template writes it.
 
-        Where the template refuses or drops system turns, the system text opens the first user turn;
-        where it does so with tool turns, they become text. An opened assistant turn includes what
-        the template itself puts before an answer, such as an empty thought.
+        Where the template refuses or drops system turns, the system text opens the first user turn; where it
+        does so with tool turns, they become text. An opened assistant turn includes an empty thought.
 
         Args:
             messages: The turns.
@@ -186,15 +185,17 @@ class ChatTokenizer:
             ) from error
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Return the tokens from which the model answers; a final assistant turn is left out.
+        """Return the tokens from which the model answers, [s].
 
         Args:
-            messages: The turns, with or without the answer.
-
-        Returns:
-            Token ids, [s].
+            messages: The turns, with or without the answer, which is left out.
         """
         return self._ids(self._prompt(self._spoken(messages)))
+
+    def parts(self, messages: Sequence[Message]) -> tuple[str, str]:
+        """Return the text of a conversation that ends with an answer, cut where generation would start."""
+        turn = self._turn(self._spoken(messages))
+        return uncut(turn.text[: turn.start]), uncut(turn.text[turn.start :])
 
     def encode(self, conversation: Conversation) -> list[Encoded]:
         """Return the training examples of a conversation; see ``encode_all``."""
@@ -293,7 +294,7 @@ class ChatTokenizer:
         # A token reaches across the border of an answer. Generation starts from the prompt's own
         # tokens, so training should too, if the pieces still spell the same text.
         ends = [0, *cuts, len(text)]
-        pieces = [self._ids_without_bos(text[a:b]) for a, b in itertools.pairwise(ends)]
+        pieces = self._tokenise([text[a:b] for a, b in itertools.pairwise(ends)])
         pieces[0] = self._ids(text[: cuts[0]])
         joined = [token for piece in pieces for token in piece]
         if self.tokenizer.decode(joined) == self.tokenizer.decode(whole):
@@ -302,7 +303,7 @@ class ChatTokenizer:
         return whole, [self._ids(text[:cut]) for cut in cuts]
 
     def _ids(self, text: str) -> list[int]:
-        return self._with_bos(self._ids_without_bos(text))
+        return self._with_bos(self._tokenise([text])[0])
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         bos = self.tokenizer.bos_token_id
@@ -310,9 +311,6 @@ class ChatTokenizer:
             return ids
         first = next((place for place, token in enumerate(ids) if token != bos), len(ids))
         return [bos, *ids[first:]]
-
-    def _ids_without_bos(self, text: str) -> list[int]:
-        return self._tokenise([text])[0]
 
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of texts, without added special tokens; no token reaches across a cut."""

@@ -11,7 +11,7 @@ from core.models.frameworks import find_obstacle
 from core.models.resources import count_parameters, published_shape, shape_from_config
 from flows.config_file import resolve_path
 from flows.measuring import judge_variable
-from flows.preflight.fit import find_estimates, find_shortfalls
+from flows.preflight.fit import find_advice, find_estimates, find_shortfalls
 from flows.preflight.machine import Device, find_device
 from flows.preflight.models import find_model
 from flows.preflight.report import Estimate, Finding, PreflightReport
@@ -42,7 +42,8 @@ def preflight(config: RunConfig, config_path: Path, workspace: Path) -> Prefligh
     estimates: list[Estimate] = []
     if model and shape:
         estimates = find_estimates(config, shape, device, workspace, must_download=model.folder is None)
-        findings += find_shortfalls(config, estimates)
+        findings += find_shortfalls(config, shape, device, estimates)
+        findings += find_advice(config, shape, device)
     elif model:
         what = "its size is unknown here, so memory and disk were not checked"
         findings.append(Finding(level="warning", kind="model", where="model.name", what=what))

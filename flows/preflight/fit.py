@@ -1,13 +1,15 @@
-"""Will it fit? Estimates of every phase beside what this machine has."""
+"""Will it fit? Estimates of every phase beside what this machine has, and settings that would fit."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
 
 from core.models.resources import (
     GB,
+    ONNX_TRACE_BYTES,
+    Advice,
     Memory,
     ModelShape,
     TrainingLoad,
@@ -17,7 +19,10 @@ from core.models.resources import (
     estimate_inference,
     estimate_merge,
     estimate_training,
+    fit,
+    hardware_row,
     recommended_settings,
+    storage_of,
 )
 from flows.preflight.machine import Device, nearest_folder
 from flows.preflight.report import Estimate, Finding
@@ -25,6 +30,14 @@ from flows.run_config import RunConfig
 
 RUNTIME_BYTES = GB
 """What a process holds before the first weight: libraries, and on a GPU the CUDA context."""
+GPU_HOST_BYTES = 4 * GB
+"""Main memory of a process that computes on a GPU: libraries, and weights on their way there."""
+CLOSE = 1.1
+"""An estimate this much above what is free may still fit: estimates are within a tenth of what was measured."""
+HEADROOM = 0.92
+"""Share of the free memory that a recommendation fills: the allocator leaves gaps between tensors."""
+RATED = 0.93
+"""A card sold as 24 GB reports at least this share of it."""
 
 
 def find_estimates(
@@ -33,7 +46,7 @@ def find_estimates(
     """Estimate memory by phase, and disk, for a model of a known shape."""
     width = _width(config, device)
     rows = _memory_estimates(config, shape, device, width)
-    files = estimate_disk(shape, config.lora, width, config.gguf_formats)
+    files = estimate_disk(shape, config.lora, width, config.gguf_formats, _onnx(config))
     rows.append(_disk_estimate("all files", sum(files.values()), workspace))
     if must_download:
         # Imported here: only a model from the Hub needs it.
@@ -43,9 +56,38 @@ def find_estimates(
     return rows
 
 
-def find_shortfalls(config: RunConfig, estimates: Iterable[Estimate]) -> list[Finding]:
+def find_shortfalls(
+    config: RunConfig, shape: ModelShape, device: Device, estimates: Iterable[Estimate]
+) -> list[Finding]:
     """Turn every estimate that exceeds what there is into a finding with a way out."""
-    return [_shortfall(config, estimate) for estimate in estimates if not estimate.is_enough]
+    return [_shortfall(config, shape, device, each) for each in estimates if not each.is_enough]
+
+
+def find_advice(config: RunConfig, shape: ModelShape, device: Device) -> Iterator[Finding]:
+    """Say what the product's tables ask for, and how a card that is left half empty would be used better."""
+    if not device.is_gpu:
+        return
+    total = device.total / GB
+    asked = hardware_row(shape)
+    if asked and config.model.load_in_4bit and total < RATED * asked.min_gb:
+        what = f"this model is meant for cards of {asked.min_gb} GB and more; this one has {total:.1f} GB"
+        fix = f"recommended: {asked.recommended_gb} GB"
+        yield Finding(level="warning", kind="hardware", where="model.name", what=what, fix=fix)
+    usual = " ".join(f"{key}={value}" for key, value in recommended_settings(total / RATED).items())
+    what = f"usual settings for a card of {total:.0f} GB: {usual}"
+    yield Finding(level="note", kind="hardware", where="training", what=what)
+    advice = _fit(config, shape, device)
+    asked_for = _load(config, device)
+    if advice and advice.load.micro_batch > asked_for.micro_batch and advice.load.window == asked_for.window:
+        what = (
+            f"micro-batches of {advice.load.micro_batch} would fit as well (about {advice.need.total / GB:.1f} of "
+            f"{device.free / GB:.1f} GB): the same result, faster"
+        )
+        yield Finding(level="note", kind="hardware", where="training", what=what, fix=advice.line)
+
+
+def _onnx(config: RunConfig) -> tuple[str, ...]:
+    return config.quantization.onnx if config.quantization else ()
 
 
 def _width(config: RunConfig, device: Device) -> int:
@@ -55,22 +97,31 @@ def _width(config: RunConfig, device: Device) -> int:
     return 2 if device.is_gpu else 4
 
 
-def _memory_estimates(config: RunConfig, shape: ModelShape, device: Device, width: int) -> list[Estimate]:
-    window = config.model.max_seq_length
-    training = config.training
-    load = TrainingLoad(
+def _load(config: RunConfig, device: Device) -> TrainingLoad:
+    training, checkpointing = config.training, config.lora.use_gradient_checkpointing
+    # Without a GPU unsloth cannot work, and hf takes its place or the run is refused.
+    return TrainingLoad(
         micro_batch=training.per_device_train_batch_size,
-        window=window,
+        window=config.model.max_seq_length,
         optimizer=training.optim,
-        is_checkpointed=bool(config.lora.use_gradient_checkpointing),
-        is_4bit=config.model.load_in_4bit,
-        width=width,
+        is_checkpointed=bool(checkpointing),
+        storage=storage_of(config.model),
+        width=_width(config, device),
+        framework=config.model.framework if device.is_gpu else "hf",
+        offloads=checkpointing == "unsloth",
+        is_packed=training.packing,
     )
-    asking = estimate_inference(
-        shape, width, batch=config.evaluation.batch_size, window=window + config.evaluation.max_new_tokens
-    )
+
+
+def _fit(config: RunConfig, shape: ModelShape, device: Device) -> Advice | None:
+    free = int(HEADROOM * (device.free - RUNTIME_BYTES))
+    return fit(shape, config.lora, _load(config, device), config.training.gradient_accumulation_steps, free)
+
+
+def _memory_estimates(config: RunConfig, shape: ModelShape, device: Device, width: int) -> list[Estimate]:
+    load, asked = _load(config, device), config.evaluation
     phases: dict[str, Memory] = {
-        "baseline, evaluate": asking,
+        "baseline, evaluate": _asking(config, shape, width, asked.batch_size),
         "finetune": estimate_training(shape, config.lora, load),
         "merge": estimate_merge(shape, config.lora, width),
     }
@@ -78,9 +129,27 @@ def _memory_estimates(config: RunConfig, shape: ModelShape, device: Device, widt
     rows = [
         _estimate(phase, place, need.total + RUNTIME_BYTES, device.free) for phase, need in phases.items()
     ]
-    largest = max(estimate_gguf(shape, gguf_type) for gguf_type in config.gguf_formats)
     memory = psutil.virtual_memory().available
-    return [*rows, _estimate("quantize, serve", "memory", largest + RUNTIME_BYTES, memory)]
+    if device.is_gpu:
+        offloaded = load.tokens * shape.hidden * shape.layers * load.width
+        waiting = offloaded if load.framework == "unsloth" and load.offloads and load.is_checkpointed else 0
+        rows.append(_estimate("finetune", "memory", GPU_HOST_BYTES + waiting, memory))
+    exported = max(estimate_gguf(shape, gguf_type) for gguf_type in config.gguf_formats)
+    if _onnx(config):
+        exported = max(exported, ONNX_TRACE_BYTES * count_parameters(shape._replace(vision=None)))
+    return [*rows, _estimate("quantize, serve", "memory", exported + RUNTIME_BYTES, memory)]
+
+
+def _asking(config: RunConfig, shape: ModelShape, width: int, batch: int) -> Memory:
+    asked = config.evaluation
+    return estimate_inference(
+        shape,
+        width,
+        batch=batch,
+        window=config.model.max_seq_length,
+        more=asked.max_new_tokens,
+        scores="perplexity" in asked.metrics,
+    )
 
 
 def _disk_estimate(phase: str, needed: int, folder: Path) -> Estimate:
@@ -94,31 +163,39 @@ def _estimate(phase: str, place: str, needed: int, available: int) -> Estimate:
     )
 
 
-def _shortfall(config: RunConfig, estimate: Estimate) -> Finding:
+def _shortfall(config: RunConfig, shape: ModelShape, device: Device, estimate: Estimate) -> Finding:
     what = (
         f"{estimate.phase} needs about {estimate.needed_gb:.1f} GB of {estimate.place}, "
         f"{estimate.available_gb:.1f} GB are free"
     )
+    where, fix = "model.name", "a smaller model, or a machine with more memory"
+    gives_way = False
+    on_device = estimate.place != "memory" or not device.is_gpu
     if estimate.place.startswith("disk"):
         where, fix = "workspace", "free some space, or put it on another disk (--workspace)"
-    elif estimate.phase == "finetune":
-        where, fix = "training", _lighter_training(config, estimate.available_gb)
+    elif estimate.phase == "finetune" and on_device:
+        where, fix = "training", _lighter_training(config, shape, device)
+        gives_way = config.training.shrink_on_oom and estimate.needed_gb <= CLOSE * estimate.available_gb
     elif estimate.phase == "baseline, evaluate":
         where = "evaluation.batch_size"
         fix = "a smaller evaluation.batch_size or model.max_seq_length, or a smaller model"
-    else:
-        where, fix = "model.name", "a smaller model, or a machine with more memory"
-    return Finding(level="error", kind="hardware", where=where, what=what, fix=fix)
+        gives_way = _answers_one(config, shape, device)
+    if gives_way:
+        what += "; batches are halved if it runs out"
+    return Finding(
+        level="warning" if gives_way else "error", kind="hardware", where=where, what=what, fix=fix
+    )
 
 
-def _lighter_training(config: RunConfig, available_gb: float) -> str:
-    """Name the settings of the table that are lighter than the config's, and what else helps."""
-    settings = config.model_dump()
-    lighter = [
-        f"-o {key}={value}"
-        for key, value in recommended_settings(available_gb).items()
-        if not key.endswith("accumulation_steps") and value < settings[key.split(".")[0]][key.split(".")[1]]
-    ]
-    if not config.model.load_in_4bit:
-        lighter.insert(0, "-o model.load_in_4bit=true")
-    return " ".join([*lighter, "or a smaller model"] if lighter else ["a smaller model, or a larger machine"])
+def _answers_one(config: RunConfig, shape: ModelShape, device: Device) -> bool:
+    """Tell whether at least one question at a time fits: evaluation halves its batches until they do."""
+    alone = _asking(config, shape, _width(config, device), 1)
+    return alone.total + RUNTIME_BYTES <= device.free
+
+
+def _lighter_training(config: RunConfig, shape: ModelShape, device: Device) -> str:
+    """Name the settings that fit and change least."""
+    advice = _fit(config, shape, device)
+    if advice and advice.overrides:
+        return f"{advice.line} (about {(advice.need.total + RUNTIME_BYTES) / GB:.1f} GB), or a smaller model"
+    return "no settings make it fit: a smaller model, or a larger machine"

@@ -18,6 +18,8 @@ class Device(NamedTuple):
     is_gpu: bool
     free: int
     """Bytes that a run could take."""
+    total: int
+    """Bytes there are."""
 
 
 def find_device() -> Device:
@@ -27,7 +29,7 @@ def find_device() -> Device:
     if tool and not importlib.metadata.version("torch").endswith("+cpu") and (gpu := read_gpu(tool)):
         return gpu
     memory = psutil.virtual_memory()
-    return Device(f"CPU, {memory.total / GB:.1f} GB memory", False, memory.available)
+    return Device(f"CPU, {memory.total / GB:.1f} GB memory", False, memory.available, memory.total)
 
 
 def read_gpu(tool: str) -> Device | None:
@@ -36,7 +38,7 @@ def read_gpu(tool: str) -> Device | None:
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
         name, total, free = answer.splitlines()[0].rsplit(",", 2)
-        return Device(f"{name}, {int(total) / 1024:.1f} GB", True, int(free) * 1024**2)
+        return Device(f"{name}, {int(total) / 1024:.1f} GB", True, int(free) * 1024**2, int(total) * 1024**2)
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None  # no driver behind the tool, or a GPU that shares the machine's memory ("[N/A]")
 

@@ -17,7 +17,7 @@ ERRORS: dict[str, type[UserError]] = {
 class Finding(Frozen):
     """One thing that a run would stumble over."""
 
-    level: Literal["error", "warning"]
+    level: Literal["error", "warning", "note"]
     kind: Literal["setting", "data", "model", "hardware", "software"]
     where: str
     """The key it concerns."""
@@ -69,10 +69,16 @@ class PreflightReport(Frozen):
         """Findings worth reading."""
         return tuple(finding for finding in self.findings if finding.level == "warning")
 
+    @property
+    def notes(self) -> tuple[Finding, ...]:
+        """Findings that nothing is wrong with: what could be better."""
+        return tuple(finding for finding in self.findings if finding.level == "note")
+
     def for_any_machine(self) -> Self:
         """Turn what only this machine lacks into warnings: the config may be meant for another one."""
         softened = (
-            f.model_copy(update={"level": "warning"}) if f.is_of_this_machine else f for f in self.findings
+            f.model_copy(update={"level": "warning"}) if f.level == "error" and f.is_of_this_machine else f
+            for f in self.findings
         )
         return self.model_copy(update={"findings": tuple(softened)})
 

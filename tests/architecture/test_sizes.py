@@ -8,7 +8,6 @@ from statistics import median
 ROOT = Path(__file__).parents[2]
 LONGEST_FILE, LONGEST_FUNCTION, TYPICAL_FUNCTION = 400, 45, 10
 EXCEPTIONS = {
-    "core/training/sft.py:finetune": "wires the loop; splitting it would hide the order",
     "tasks/deploy.py:deploy": "one phase, step by step",
 }
 

@@ -188,6 +188,11 @@ def test_an_empty_thought_belongs_to_the_prompt_and_a_real_one_to_the_answer():
     assert trained(chat, chat.encode(plain)) == ["yes<|im_end|>"]
     assert trained(chat, chat.encode(thought)) == ["<think>\nhm\n</think>\n\nyes<|im_end|>"]
     assert chat.tokenizer.decode(chat.prompt_ids(thought.messages)).endswith("assistant\n")
+    assert chat.parts(thought.messages)[1] == "<think>\nhm\n</think>\n\nyes<|im_end|>\n"
+    assert chat.parts(plain.messages) == (
+        chat.render(plain.messages[:1], add_generation_prompt=True),
+        "yes<|im_end|>\n",
+    )
     # Exactly what the family's own switch for answers without thoughts gives.
     own = chat.tokenizer.apply_chat_template(
         [{"role": "user", "content": "q"}], add_generation_prompt=True, enable_thinking=False, tokenize=False

@@ -24,6 +24,7 @@ THREE = [
     Choice(question="a?", choices=("x", "yyyy"), answer=0),
     Choice(question="b?", choices=("x", "yyyy", "zz"), answer=1),
     Choice(question="c?", choices=("é", "ab"), answer=1),
+    Choice(question="d?", choices=("x", "yyyy"), answer=0),
 ]
 
 
@@ -80,11 +81,12 @@ def test_the_right_choice_must_be_the_likeliest_per_byte():
         ("b?", "x"): 1.0, ("b?", "yyyy"): 3.9, ("b?", "zz"): 9.0,
         # Two bytes each, and a tie.
         ("c?", "é"): 2.0, ("c?", "ab"): 2.0,
+        ("d?", "x"): 0.5, ("d?", "yyyy"): 3.9,
     })  # fmt: skip
     suite = general(table, THREE, **HOW)
-    assert suite.scores == (0.0, 1.0, 0.0)
-    assert (suite.name, suite.metric, suite.n) == ("general", "accuracy", 3)
-    assert suite.value == pytest.approx(1 / 3)
+    assert suite.scores == (0.0, 1.0, 0.0, 1.0)
+    assert (suite.name, suite.metric, suite.n) == ("general", "accuracy", 4)
+    assert suite.value == pytest.approx(1 / 2)
     assert suite.low <= suite.value <= suite.high
 
 

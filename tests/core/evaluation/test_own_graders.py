@@ -35,6 +35,7 @@ def test_a_pattern_is_searched_in_the_answer(pattern, answer, reference, score):
         ("accra only", "all", 0.5),
         ("accra only", "any", 1.0),
         ("Accrapolis", "any", 0.0),
+        ("Megaaccra", "any", 0.0),
         ("", "all", 0.0),
     ],
 )

@@ -118,10 +118,13 @@ def test_scores_of_an_answer_alone_are_the_same_rows(served: Served) -> None:
     ids = (served.chat.prompt_ids(turns_of(TEXTS[0])) * 40)[:600]
     whole = served.runtime.logits(ids)
     assert whole.shape == (600, served.runtime.vocabulary)
-    for first in (0, 100, 511, 512, 599):
-        part = served.runtime.logits(ids, first=first)
-        assert part.shape == (600 - first, served.runtime.vocabulary)
-        assert np.abs(part - whole[first:]).max() < 1e-3
+    for first in (0, 511, 599):
+        warm = served.runtime.logits(ids, first=first)
+        served.runtime.logits([5] * 3)
+        cold = served.runtime.logits(ids, first=first)
+        for part in (warm, cold):
+            assert part.shape == (600 - first, served.runtime.vocabulary)
+            assert np.abs(part - whole[first:]).max() < 1e-3
     # Another end after the same beginning, of which only the end is computed anew.
     other = [*ids[:300], *ids[:50]]
     part = served.runtime.logits(other, first=300)

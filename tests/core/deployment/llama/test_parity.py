@@ -53,3 +53,13 @@ def test_the_divergence_is_that_of_its_definition(tmp_path: Path, checkpoint: Pa
     assert report.kl == pytest.approx(np.mean(wanted), rel=1e-4)
     assert report.max_abs == pytest.approx(np.abs(rows).max(), rel=1e-3)
     assert report.argmax_agreement == 1
+
+
+def test_given_sequences_are_compared_besides_the_random_ones(checkpoint: Path, gguf: Path) -> None:
+    given = [[5, 6, 7], list(range(30))]
+    assert compare_logits(checkpoint, gguf, tokens=10, sequences=given).tokens == 43
+    report = compare_logits(checkpoint, gguf, tokens=0, sequences=given)
+    assert report.tokens == 33
+    assert report.max_abs < 1e-4
+    with pytest.raises(ValueError, match="positions"):
+        compare_logits(checkpoint, gguf, tokens=0)

@@ -1,0 +1,129 @@
+"""Does it fit this card, and what would? Cards are described, not needed."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.models.resources import GB, PUBLISHED
+from flows.preflight.fit import find_advice, find_estimates, find_shortfalls
+from flows.preflight.machine import Device
+from flows.preflight.report import Estimate, Finding
+from flows.run_config import RunConfig
+
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+SHAPE = PUBLISHED[LLAMA]
+
+
+def card(gb: float, free: float | None = None) -> Device:
+    return Device(f"a card of {gb} GB", True, int((free or gb) * GB), int(gb * GB))
+
+
+def run(**blocks: Any) -> RunConfig:
+    model = {"name": LLAMA, "max_seq_length": 2048, **blocks.pop("model", {})}
+    return RunConfig.model_validate({"model": model, "sources": [{"path": "rows.jsonl"}], **blocks})
+
+
+def estimates(config: RunConfig, device: Device) -> list[Estimate]:
+    return find_estimates(config, SHAPE, device, Path("workspace"), must_download=False)
+
+
+def shortfalls(config: RunConfig, device: Device) -> dict[str, Finding]:
+    """Return the findings about the device's memory by the key they concern."""
+    rows = [row for row in estimates(config, device) if row.place == "GPU memory"]
+    return {each.where: each for each in find_shortfalls(config, SHAPE, device, rows)}
+
+
+def with_overrides(config: RunConfig, line: str) -> RunConfig:
+    settings = config.model_dump(mode="json")
+    for option in shlex.split(line.split(" (about")[0].replace("-o ", "")):
+        key, _, value = option.partition("=")
+        block, name = key.split(".")
+        settings[block][name] = (
+            {"true": True, "false": False}.get(value) if value in ("true", "false") else int(value)
+        )
+    return RunConfig.model_validate(settings)
+
+
+@pytest.mark.parametrize("gb", [12, 16, 24])
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        {"training": {"per_device_train_batch_size": 16}},
+        {"model": {"load_in_4bit": False}, "lora": {"use_gradient_checkpointing": False}},
+        {"model": {"load_in_8bit": True}, "training": {"per_device_train_batch_size": 8}},
+        {"model": {"max_seq_length": 65_536}},
+    ],
+)
+def test_the_suggested_line_makes_it_fit(gb: int, blocks: dict[str, Any]) -> None:
+    config, device = run(**blocks), card(gb)
+    found = shortfalls(config, device)["training"]
+    assert found.level == "error"
+    lighter = with_overrides(config, found.fix)
+    assert "training" not in shortfalls(lighter, device)
+    per_step = [
+        each.training.per_device_train_batch_size * each.training.gradient_accumulation_steps
+        for each in (config, lighter)
+    ]
+    assert per_step[0] == per_step[1]
+
+
+def test_a_card_that_no_settings_fit_says_so() -> None:
+    assert "a smaller model" in shortfalls(run(), card(4))["training"].fix
+    assert "-o" not in shortfalls(run(), card(4))["training"].fix
+
+
+def test_a_close_call_is_a_warning_where_micro_batches_may_shrink() -> None:
+    config = run()
+    need = next(row.needed_gb for row in estimates(config, card(80)) if row.phase == "finetune")
+    assert shortfalls(config, card(need / 1.05))["training"].level == "warning"
+    assert shortfalls(config, card(need / 1.2))["training"].level == "error"
+    fixed = run(training={"shrink_on_oom": False})
+    assert shortfalls(fixed, card(need / 1.05))["training"].level == "error"
+
+
+def test_answering_halves_its_batches_unless_one_question_is_too_much() -> None:
+    config = run(evaluation={"batch_size": 512})
+    found = shortfalls(config, card(40))["evaluation.batch_size"]
+    assert (found.level, "halved" in found.what) == ("warning", True)
+    assert shortfalls(config, card(12))["evaluation.batch_size"].level == "error"
+
+
+def test_a_large_card_is_told_of_larger_micro_batches() -> None:
+    config = run(training={"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8})
+    usual, better = find_advice(config, SHAPE, card(141))
+    assert usual.level == better.level == "note"
+    assert "lora.r=32" in usual.what
+    assert better.fix == "-o training.per_device_train_batch_size=8 -o training.gradient_accumulation_steps=1"
+    assert len(list(find_advice(with_overrides(config, better.fix), SHAPE, card(141)))) == 1
+
+
+def test_the_hardware_table_is_a_warning() -> None:
+    findings = list(find_advice(run(), SHAPE, card(8)))
+    assert findings[0].level == "warning"
+    assert "10 GB and more" in findings[0].what
+    # A card sold as 10 GB reports a little less.
+    assert all(each.level == "note" for each in find_advice(run(), SHAPE, card(9.6)))
+
+
+def test_a_cpu_gets_no_advice_about_cards() -> None:
+    assert list(find_advice(run(), SHAPE, Device("CPU", False, 8 * GB, 16 * GB))) == []
+
+
+def test_unsloth_needs_less_of_the_card_and_more_of_main_memory() -> None:
+    stock, fast = (
+        {(row.phase, row.place): row.needed_gb for row in estimates(run(model={"framework": name}), card(80))}
+        for name in ("hf", "unsloth")
+    )
+    assert fast["finetune", "GPU memory"] < stock["finetune", "GPU memory"]
+    assert fast["finetune", "memory"] > stock["finetune", "memory"]
+
+
+def test_onnx_takes_memory_and_disk() -> None:
+    def rows(**blocks: Any) -> dict[str, float]:
+        return {row.phase: row.needed_gb for row in estimates(run(**blocks), card(80))}
+
+    without, with_onnx = rows(), rows(quantization={"onnx": ["int4"]})
+    assert with_onnx["quantize, serve"] > 8 * 8.03e9 / GB  # 8 bytes a parameter
+    assert with_onnx["all files"] > without["all files"] + 30
