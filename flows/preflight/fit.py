@@ -108,7 +108,7 @@ def _load(config: RunConfig, device: Device) -> TrainingLoad:
         storage=storage_of(config.model),
         width=_width(config, device),
         framework=config.model.framework if device.is_gpu else "hf",
-        offloads=checkpointing == "unsloth",
+        offloads=False,
         is_packed=training.packing,
     )
 

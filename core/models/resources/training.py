@@ -220,7 +220,7 @@ def _at_work(shape: ModelShape, lora: LoraConfig, load: TrainingLoad) -> float:
     """Count what the backward pass needs in one block beside what waits: the block itself, and two gradients."""
     if load.framework == "unsloth":
         return (
-            4 * shape.intermediate
+            10 * shape.intermediate
             + 22 * shape.hidden
             + 6 * shape.heads * shape.head_dim
             + _head_norms(shape)

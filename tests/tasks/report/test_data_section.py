@@ -4,10 +4,11 @@ import base64
 import hashlib
 import re
 from html import unescape
+from typing import get_args
 
 import pytest
 
-from core.data.learning_reports import LearnReport
+from core.data.learning_reports import LearnReport, OverfitReport
 from core.data.reports import Composition, FormatReport, Leakage, QualityReport
 from tasks.report.data_page import DataReports, render_data_page
 from tasks.test_uses import TestUses
@@ -286,6 +287,14 @@ def test_errors_are_said_first():
 def test_parts_of_the_look_at_the_tokens_may_be_missing(fields: dict[str, object], expected: str):
     text = text_of(with_learning(**fields))
     assert expected in text and "None" not in text
+
+
+@pytest.mark.parametrize("verdict", get_args(OverfitReport.model_fields["verdict"].annotation))
+def test_every_verdict_on_the_batch_has_words(verdict: str):
+    learned = found.LEARNING.overfit
+    assert learned is not None
+    text = text_of(with_learning(overfit=learned.model_copy(update={"verdict": verdict})))
+    assert "One batch by heart" in text and verdict.split()[-1] in text.lower()
 
 
 def test_a_skipped_batch_says_why():
