@@ -157,6 +157,7 @@ def _suite(
         n=len(rows) or int(numbers.get("sample_len", 0)),
         digest=fingerprint(task, results["versions"].get(task), hashes),
         scores=scores,
+        higher_is_better=results.get("higher_is_better", {}).get(task, {}).get(metric) is not False,
     )
 
 

@@ -56,7 +56,9 @@ class ModelConfig(Block):
             if not isinstance(wanted, bool):
                 raise ValueError("use_unsloth must be true or false")
             if named is not None and (named == "unsloth") != wanted:
-                raise ValueError(f"use_unsloth: {str(wanted).lower()} contradicts framework: {named}; keep one")
+                raise ValueError(
+                    f"use_unsloth: {str(wanted).lower()} contradicts framework: {named}; keep one"
+                )
             if wanted:
                 data["framework"] = "unsloth"
         if data.get("load_in_8bit") is True:

@@ -108,7 +108,7 @@ def _load(config: RunConfig, device: Device) -> TrainingLoad:
         storage=storage_of(config.model),
         width=_width(config, device),
         framework=config.model.framework if device.is_gpu else "hf",
-        offloads=False,
+        offloads=checkpointing == "unsloth",
         is_packed=training.packing,
     )
 
@@ -123,7 +123,7 @@ def _memory_estimates(config: RunConfig, shape: ModelShape, device: Device, widt
     phases: dict[str, Memory] = {
         "baseline, evaluate": _asking(config, shape, width, asked.batch_size),
         "finetune": estimate_training(shape, config.lora, load),
-        "merge": estimate_merge(shape, config.lora, width),
+        "merge": estimate_merge(shape, config.lora, width, probe=load.window),
     }
     place = "GPU memory" if device.is_gpu else "memory"
     rows = [

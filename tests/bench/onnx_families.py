@@ -1,13 +1,12 @@
 """Measure ONNX models of every family and type against PyTorch, and the quickstart's base for speed.
 
-    python tests/bench/onnx_families.py --report tests/bench/reports/2026-11-21-onnx.md
+    python -m tests.bench.onnx_families --report tests/bench/reports/2026-11-21-onnx.md
 
 Tiny random models, so the distances of int8 and int4 are those of flat distributions over few tokens; the trained
 base at the end shows what rounding does to a real one. Speeds are per second of processor time, on one thread.
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,8 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.deployment.onnx import OnnxRunner, export, traced_graph
 from core.deployment.onnx.files import save
@@ -163,7 +160,7 @@ def main() -> None:
     text = "\n".join(
         [
             "# ONNX against PyTorch, 2026-11-21\n",
-            f"`python tests/bench/onnx_families.py`; torch {torch.__version__}, 2 shared cores, one thread.\n",
+            f"`python -m tests.bench.onnx_families`; torch {torch.__version__}, 2 shared cores, one thread.\n",
             "## The quickstart's base (3.4M, trained), 60-token answers one at a time / 16 at once\n",
             table(f"model|{measures}|tokens per CPU second|MB", real),
             "## Every family, tiny random weights, lengths 64 to 400 and a batch of two\n",

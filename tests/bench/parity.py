@@ -95,7 +95,7 @@ def shown(row: Row) -> Row:
 def subject(family: str, folder: Path) -> Subject:
     """Build a family's model as a finished training leaves it."""
     build(family, folder, hidden=256)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     chat = ChatTokenizer(tokenizer, tokenizer.chat_template)
     tokenizer.chat_template = chat.serving_template
     tokenizer.save_pretrained(folder)

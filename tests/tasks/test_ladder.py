@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 from gguf import GGUFReader
 
-from core.artifacts import Evaluation, Splits, path_digest, scratch_beside, write_jsonl
+from core.artifacts import Evaluation, Splits, fingerprint, path_digest, scratch_beside, write_jsonl
 from core.evaluation.config import EvaluationConfig
 from core.evaluation.evaluate import evaluate
 from core.evaluation.generation import TorchResponder
@@ -26,7 +26,7 @@ from tasks.context import RunContext, running
 from tasks.file_story import file_story, scored_line
 from tasks.gguf_files import training_texts, write_files
 from tasks.ladder import Bench, differing, examine, flips, measure_parity, read_passages, set_up
-from tasks.quantize import Enough, climb, figures, plan_for
+from tasks.quantize import Enough, climb, figures, plan_for, without_likelihoods
 from tasks.workspace import Workspace
 from tests.core.deployment.gguf import tiny
 
@@ -181,6 +181,15 @@ def test_limits_are_in_the_key_only_if_they_decide_what_is_measured(made: Made) 
     until = QuantizationConfig(formats=("Q8_0",), measure="until_good")
     assert plan_for(until, made.report, LAX, "smallest") != plan_for(until, made.report, LAX, "Q8_0")
     assert plan_for(every, made.report, LAX, "smallest").versions == ()
+    slower = made.report.model_copy(update={"tokens_per_second": 1.0})
+    keys = {fingerprint(plan_for(until, tuned, LAX, "smallest")) for tuned in (made.report, slower)}
+    assert len(keys) == 1
+
+
+def test_versions_of_the_extra_are_in_the_key_only_if_it_is_used(made: Made) -> None:
+    plan = plan_for(QuantizationConfig(onnx=("int8",)), made.report, LAX, "smallest")
+    assert [text.split()[0] for text in plan.versions] == ["onnx", "onnxscript", "onnxruntime"]
+    assert without_likelihoods(CONFIG).metrics == ("exact_match", "token_f1")
 
 
 def test_the_importance_matrix_is_measured_on_training_rows_and_changes_the_file(

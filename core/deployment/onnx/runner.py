@@ -147,8 +147,7 @@ class OnnxRunner:
         """
         seen = np.ones_like(ids) if seen is None else seen
         mask = np.concatenate([state.mask, seen], axis=1)
-        # A row's positions count its own tokens; padding gets 0, whatever it holds is masked.
-        positions = np.maximum(mask.cumsum(1) - 1, 0)[:, -ids.shape[1] :]
+        positions = count_positions(mask)[:, -ids.shape[1] :]
         binding = self._session.io_binding()
         # The binding does not own these arrays; they must outlive the run.
         feeds = [np.ascontiguousarray(array, dtype=np.int64) for array in (ids, mask, positions)]
@@ -168,6 +167,18 @@ class OnnxRunner:
 
         caches = [np.zeros((len(mask), heads, 0, width), np.float32) for heads, width in self._cache_shapes]
         return State([onnxruntime.OrtValue.ortvalue_from_numpy(c, self._device, 0) for c in caches], mask)
+
+
+def count_positions(mask: Ids) -> Ids:
+    """Number each row's own tokens from 0; padding gets 0 as well, for nobody looks at it.
+
+    Args:
+        mask: 0 where a row is padded, [b, t].
+
+    Returns:
+        Positions, [b, t].
+    """
+    return np.maximum(mask.cumsum(1) - 1, 0)
 
 
 def _open(path: Path, threads: int) -> Any:

@@ -49,16 +49,19 @@ def estimate_inference(
     return max(first, end, key=lambda each: each.total)
 
 
-def estimate_merge(shape: ModelShape, lora: LoraConfig, width: int) -> Memory:
+def estimate_merge(shape: ModelShape, lora: LoraConfig, width: int, *, probe: int = 0) -> Memory:
     """Estimate folding the adapter in: the base in full precision, and one layer's update at a time.
 
-    The update is made in float32, cast, added and checked, 12 bytes a weight together (measured).
+    The update is made in float32, cast, added and checked, 12 bytes a weight together (measured). Comparing the
+    logits of ``probe`` tokens before and after takes four float32 copies of them.
     """
     update = max(n_in * n_out for n_in, n_out in linears(shape).values())
+    compared = 16 * probe * shape.vocab
     return Memory(
         weights=stored_weights(shape, width),
         adapter=4 * count_lora(shape, lora),
-        activations=12 * update,
+        activations=12 * update if 12 * update > compared else 0,
+        logits=compared if compared >= 12 * update else 0,
     )
 
 

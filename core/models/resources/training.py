@@ -35,7 +35,7 @@ CHUNK_BYTES = 12.4
 """Bytes for each of them: the number, its float32 copy, its logarithm, and gradients that come and go."""
 CUBLAS_BYTES = 64 * MIB
 """What the libraries of a GPU take for themselves, of the memory that PyTorch counts."""
-UNSLOTH_BYTES = 192 * MIB
+UNSLOTH_BYTES = 128 * MIB
 """Unsloth's buffers: expanded weights, and inputs of blocks on their way to main memory and back."""
 UNSLOTH_WINDOW = 512
 """Examples shorter than this it checkpoints without main memory."""

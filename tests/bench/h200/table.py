@@ -22,7 +22,7 @@ def line(result: dict[str, Any]) -> str:
     )
     # What the run itself reports, should the sampler have seen nothing.
     allocated = max(allocated, result.get("report", {}).get("peak_memory_bytes", 0) / gib)
-    note = result.get("problem", "")[:60].replace("\n", " ")
+    note = f"the run ended with code {result['exit']} after finetune. " if "problem" in result else ""
     if "largest_loss_difference" in result:
         note += f"killed at {result['killed']['killed_at']}, resumed; losses differ by {result['largest_loss_difference']}"
     size, length = result["shape"]

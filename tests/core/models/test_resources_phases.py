@@ -34,6 +34,12 @@ def test_merging_matches_the_measured_peak(name: str, measured: float) -> None:
     assert need.total / GB == pytest.approx(measured, rel=0.02)
 
 
+def test_a_whole_merge_matches_the_peak_of_a_run() -> None:
+    """The finetune phase of a whole run on an H200 compares the logits of one example of 2044 tokens."""
+    need = estimate_merge(PUBLISHED["meta-llama/Llama-3.2-1B-Instruct"], LoraConfig(r=16), 2, probe=2044)
+    assert need.total == pytest.approx(6_736_592_384, rel=0.02)
+
+
 def test_keys_and_values_are_kept_for_every_token() -> None:
     need = estimate_inference(LLAMA_8B, 2, batch=8, window=16, more=100_000)
     assert need.weights == 2 * 8_030_261_248

@@ -227,6 +227,12 @@ PEAKS: list[tuple[ModelShape, Storage, str, int, int, bool, float]] = [
     (QWEN_4B, "full", "hf", 8, 2048, True, 14.49),
     (QWEN_4B, "4bit+double", "unsloth", 8, 2048, True, 5.93),
     (QWEN_4B, "4bit+double", "unsloth", 2, 2048, True, 3.77),
+    (LLAMA_1B, "4bit+double", "hf", 4, 2048, True, 4.44),
+    (LLAMA_1B, "4bit+double", "unsloth", 4, 2048, True, 2.28),
+    (LLAMA_8B, "4bit+double", "hf", 8, 2048, True, 22.27),
+    (LLAMA_8B, "4bit+double", "hf", 2, 2048, True, 11.48),
+    (LLAMA_8B, "4bit+double", "hf", 4, 512, True, 10.38),
+    (LLAMA_8B, "4bit+double", "hf", 2, 2048, False, 45.60),
     (LLAMA_8B, "4bit+double", "unsloth", 8, 2048, True, 9.86),
     (LLAMA_8B, "full", "unsloth", 8, 2048, True, 19.5),
     (LLAMA_8B, "full", "unsloth", 8, 2048, False, 75.8),
@@ -234,10 +240,10 @@ PEAKS: list[tuple[ModelShape, Storage, str, int, int, bool, float]] = [
 
 
 @pytest.mark.parametrize("peak", PEAKS)
-def test_estimates_are_within_six_percent_of_measured_peaks(peak: tuple[Any, ...]) -> None:
+def test_estimates_are_within_four_percent_of_measured_peaks(peak: tuple[Any, ...]) -> None:
     shape, storage, framework, micro_batch, window, checkpointed, measured = peak
     load = TrainingLoad(micro_batch, window, "adamw_8bit", checkpointed, storage, 2, framework)
-    assert estimate_training(shape, LORA, load).total / GB == pytest.approx(measured, rel=0.06)
+    assert estimate_training(shape, LORA, load).total / GB == pytest.approx(measured, rel=0.04)
 
 
 def test_packed_rows_cost_a_mask() -> None:

@@ -78,3 +78,9 @@ def test_a_long_prompt_is_read_in_pieces_without_a_difference(fp32: OnnxRunner, 
 def test_nothing_asked_gives_nothing(fp32: OnnxRunner):
     assert fp32.generate([], 5, frozenset()) == []
     assert fp32.generate([[5, 6]], 0, frozenset()) == [[]]
+
+
+def test_positions_count_a_rows_own_tokens():
+    # Rotary embeddings would forgive a shift, but not those that change with the largest position (longrope).
+    mask = np.array([[0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]])
+    assert runner.count_positions(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3], [0, 0, 1, 2]]
