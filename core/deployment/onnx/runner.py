@@ -178,7 +178,8 @@ def count_positions(mask: Ids) -> Ids:
     Returns:
         Positions, [b, t].
     """
-    return np.maximum(mask.cumsum(1) - 1, 0)
+    positions: Ids = np.maximum(mask.cumsum(1) - 1, 0)
+    return positions
 
 
 def _open(path: Path, threads: int) -> Any:
