@@ -63,7 +63,7 @@ def random_case(folder: Path) -> Case:
     draw = torch.Generator().manual_seed(0)
     v = model.config.vocab_size
     rows = [torch.randint(5, v, shape, generator=draw) for shape in SHAPES]
-    prompts = [torch.randint(5, v, (n,), generator=draw).tolist() for n in (1, 3, 9, 17, 33, 50, 70, 90)]
+    prompts = [torch.randint(5, v, (n,), generator=draw).tolist() for n in (2, 3, 9, 17, 33, 50, 70, 240)]
     return case(model, rows, prompts)
 
 
@@ -153,7 +153,7 @@ def main() -> None:
     options.add_argument("--report", type=Path)
     asked = options.parse_args()
     torch.set_num_threads(1)
-    measures = "max |Δ| prompt|max |Δ| steps|KL|argmax|greedy texts"
+    measures = "max Δ prompt|max Δ steps|KL|argmax|greedy texts"
     with tempfile.TemporaryDirectory() as folder:
         real = trained(Path(folder))
         made = families(asked.families, Path(folder))

@@ -128,7 +128,7 @@ def onnx_rows(one: Subject, scratch: Path) -> Iterator[Row]:
             export(one.folder, folder, kind, threads=1, traced=traced)  # type: ignore[arg-type]
             runner: Any = OnnxRunner(folder, threads=1)
             logits = lambda ids, run=runner: run.logits(np.array([ids]))[0]  # noqa: E731
-            said = [continued(logits, ids, one.chat.stop_ids) for ids in one.prompts]
+            said = [continued(logits, ids, one.chat.stop_ids | listed(one)) for ids in one.prompts]
             yield Row(one.family, f"ONNX {kind}", distance(one, logits), greedy(one, said), "the same one")
 
 

@@ -48,12 +48,24 @@ def render(messages: list[dict[str, str]]) -> str:
     return template.render(messages=messages, add_generation_prompt=True, tools=None, documents=None, **given)
 
 
+def switch_length() -> int:
+    """Return the length past which a model turns all positions by other angles, and a cache is void; 0: none."""
+    config = read("config.json")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type")) != "longrope":
+        return 0
+    name = "original_max_position_embeddings"
+    return int(rope.get(name, config.get(name)) or 0)
+
+
 def generate(session: Any, prompt: list[int], stops: set[int], most: int) -> list[int]:
     """Continue a prompt with the likeliest token each time."""
     past = [each for each in session.get_inputs() if each.name.startswith("past_key_values")]
-    cache = {each.name: np.zeros((1, each.shape[1], 0, each.shape[3]), dtype=np.float32) for each in past}
-    ids, made, seen = prompt, list[int](), 0
+    empty = {each.name: np.zeros((1, each.shape[1], 0, each.shape[3]), dtype=np.float32) for each in past}
+    cache, ids, made, seen, switch = empty, prompt, list[int](), 0, switch_length()
     while len(made) < most:
+        if 0 < seen <= switch < seen + len(ids):
+            cache, ids, seen = empty, prompt + made, 0
         total = seen + len(ids)
         feeds = {
             "input_ids": np.array([ids], dtype=np.int64),

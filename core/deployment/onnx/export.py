@@ -16,6 +16,7 @@ from core.artifacts import atomic_path, scratch_beside, write_text
 from core.deployment.llama.template import without_generation_tags
 from core.deployment.onnx.names import INPUTS, MODEL_FILE
 from core.deployment.onnx.probe import require_onnx
+from core.deployment.onnx.runner import read_switch
 from core.deployment.onnx.worker import EXPLAINED
 from core.deployment.templates import render_page
 from core.deployment.tokenizer_files import TOKENIZER_FILES
@@ -134,6 +135,7 @@ def _facts(model: Path, part: Path, kind: OnnxType) -> dict[str, Any]:
         "inputs": INPUTS,
         "layers": config.get("num_hidden_layers"),
         "context": config.get("max_position_embeddings"),
+        "switch": read_switch(part),
         "has_template": (part / "chat_template.jinja").is_file(),
         "megabytes": sum(file.stat().st_size for file in part.glob("model.onnx*")) / 1e6,
     }

@@ -1,5 +1,6 @@
 """Runs an exported folder under ONNX Runtime: logits, step-by-step logits, greedy text."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ class State(NamedTuple):
 
     cache: list[Any]
     """Keys and values of all layers, each [b, g, t, d], where the session computes."""
+    ids: Ids
+    """What was read, [b, t]."""
     mask: Ids
     """[b, t]; 0 where a row is padded on the left."""
 
@@ -58,6 +61,7 @@ class OnnxRunner:
                 "this is no ONNX model with a key-value cache of ours", where=str(self.path), fix=AGAIN
             )
         self._cache_shapes = [_fixed(inputs[name].shape, self.path) for name in self._past]
+        self.switch = read_switch(folder)
         self.vocabulary = int(self._session.get_outputs()[0].shape[-1])
 
     def logits(self, ids: Ids) -> Logits:
@@ -69,7 +73,7 @@ class OnnxRunner:
         Returns:
             Scores, [b, s, v].
         """
-        return self.advance(ids, self._empty(ids[:, :0]))[0]
+        return self.advance(ids, self._empty(len(ids)))[0]
 
     def decode_logits(self, ids: Ids) -> Logits:
         """Return the same scores as ``logits``, token by token through the cache.
@@ -80,7 +84,7 @@ class OnnxRunner:
         Returns:
             Scores, [b, s, v].
         """
-        state = self._empty(ids[:, :0])
+        state = self._empty(len(ids))
         made = []
         for place in range(ids.shape[1]):
             scores, state = self.advance(ids[:, place : place + 1], state)
@@ -90,7 +94,7 @@ class OnnxRunner:
     def generate(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: frozenset[int]
     ) -> list[list[int]]:
-        """Continue prompts greedily, all of them in one batch.
+        """Continue prompts greedily, in one batch.
 
         Args:
             prompts: Token ids of each prompt, at least one each.
@@ -100,6 +104,19 @@ class OnnxRunner:
         Returns:
             New token ids of each prompt.
         """
+        # The longest row of a batch decides by which angles all are turned: those that may outgrow them run alone.
+        limit = None if self.switch is None else self.switch - max_new_tokens
+        alone = [limit is not None and len(prompt) > limit for prompt in prompts]
+        together = [prompt for prompt, is_alone in zip(prompts, alone, strict=True) if not is_alone]
+        made = iter(self._generate(together, max_new_tokens, stop_ids))
+        return [
+            self._generate([prompt], max_new_tokens, stop_ids)[0] if is_alone else next(made)
+            for prompt, is_alone in zip(prompts, alone, strict=True)
+        ]
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: frozenset[int]
+    ) -> list[list[int]]:
         if not prompts or max_new_tokens < 1:
             return [[] for _ in prompts]
         made: list[list[int]] = [[] for _ in prompts]
@@ -128,7 +145,9 @@ class OnnxRunner:
         ids = np.array([[0] * (width - len(p)) + list(p) for p in prompts], dtype=np.int64)
         mask = np.array([[0] * (width - len(p)) + [1] * len(p) for p in prompts], dtype=np.int64)
         piece = max(1, LOGITS_BYTES // (4 * self.vocabulary * len(prompts)))
-        state = self._empty(mask[:, :0])
+        if self.switch is not None and width > self.switch:
+            piece = width
+        state = self._empty(len(ids))
         for first in range(0, width, piece):
             rows = slice(first, first + piece)
             scores, state = self.advance(ids[:, rows], state, mask[:, rows])
@@ -146,7 +165,14 @@ class OnnxRunner:
             Scores, [b, s, v], and what the next step needs.
         """
         seen = np.ones_like(ids) if seen is None else seen
-        mask = np.concatenate([state.mask, seen], axis=1)
+        mask, everything = (
+            np.concatenate([state.mask, seen], axis=1),
+            np.concatenate([state.ids, ids], axis=1),
+        )
+        if self._switches(state.mask, mask):
+            # What is cached was turned by other angles: all is read again, as transformers does here.
+            scores, state = self.advance(everything, self._empty(len(ids)), mask)
+            return scores[:, -ids.shape[1] :], state
         positions = count_positions(mask)[:, -ids.shape[1] :]
         binding = self._session.io_binding()
         # The binding does not own these arrays; they must outlive the run.
@@ -160,13 +186,22 @@ class OnnxRunner:
             binding.bind_output(name, self._device)
         self._session.run_with_iobinding(binding)
         scores, *cache = binding.get_outputs()
-        return scores.numpy(), State(cache, mask)
+        return scores.numpy(), State(cache, everything, mask)
 
-    def _empty(self, mask: Ids) -> State:
+    def _switches(self, before: Ids, after: Ids) -> bool:
+        """Whether a text grows past the length at which rotary angles change, given its masks [b, t]."""
+        if self.switch is None or before.shape[1] == 0:
+            return False
+        return bool(before.sum(1).max() <= self.switch < after.sum(1).max())
+
+    def _empty(self, rows: int) -> State:
         import onnxruntime
 
-        caches = [np.zeros((len(mask), heads, 0, width), np.float32) for heads, width in self._cache_shapes]
-        return State([onnxruntime.OrtValue.ortvalue_from_numpy(c, self._device, 0) for c in caches], mask)
+        shapes = [(rows, heads, 0, width) for heads, width in self._cache_shapes]
+        make = onnxruntime.OrtValue.ortvalue_from_numpy
+        cache = [make(np.zeros(shape, np.float32), self._device, 0) for shape in shapes]
+        nothing = np.zeros((rows, 0), dtype=np.int64)
+        return State(cache, nothing, nothing)
 
 
 def count_positions(mask: Ids) -> Ids:
@@ -180,6 +215,24 @@ def count_positions(mask: Ids) -> Ids:
     """
     positions: Ids = np.maximum(mask.cumsum(1) - 1, 0)
     return positions
+
+
+def read_switch(folder: Path) -> int | None:
+    """Return the length past which a model turns all its positions by other angles (longrope, arXiv:2402.13753).
+
+    Args:
+        folder: Folder with a config.json.
+
+    Returns:
+        Tokens; None for models whose angles do not depend on the length.
+    """
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type")) != "longrope":
+        return None
+    length = rope.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
+    return None if length is None else int(length)
 
 
 def _open(path: Path, threads: int) -> Any:

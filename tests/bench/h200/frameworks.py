@@ -1,6 +1,6 @@
 """Do hf and unsloth compute the same? Trained tensors, logits, loss, gradients and greedy text of one base.
 
-    python -m tests.bench.h200.frameworks OUT [--model llama-1b] [--scratch DIR] [--tiny]
+python -m tests.bench.h200.frameworks OUT [--model llama-1b] [--scratch DIR] [--tiny]
 """
 
 import argparse
@@ -52,7 +52,13 @@ def child(base: Path, framework: str, target: Path) -> None:
         )  # fmt: skip
     trained = {n: (tuple(p.shape), str(p.dtype)) for n, p in model.named_parameters() if p.requires_grad}
     torch.save(
-        {"loss": float(seen.loss), "gradients": gradients, "logits": logits, "text": text.cpu(), "trained": trained},
+        {
+            "loss": float(seen.loss),
+            "gradients": gradients,
+            "logits": logits,
+            "text": text.cpu(),
+            "trained": trained,
+        },
         target,
     )
 
@@ -64,7 +70,9 @@ def compared(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     one, two = first["logits"].double(), second["logits"].double()
     p, q = one.log_softmax(-1), two.log_softmax(-1)
     alike = [
-        float(torch.cosine_similarity(first["gradients"][n].flatten(), second["gradients"][n].flatten(), dim=0))
+        float(
+            torch.cosine_similarity(first["gradients"][n].flatten(), second["gradients"][n].flatten(), dim=0)
+        )
         for n in first["gradients"]
         if n in second["gradients"]
     ]

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from tests.bench.h200.table import line, table
-from tests.bench.h200.watcher import Watcher, logged_at, phase_seconds
+from tests.bench.h200.watcher import Watcher, logged_at, logged_losses, phase_seconds, told_at
 
 ROOT = Path(__file__).parents[3]
 KILL_AT = 40
@@ -113,6 +113,7 @@ class Bench:
             steps,
             micro_batch,
         )
+        self.until_trained = False
         self.began = time.monotonic()
         self.results: list[dict[str, Any]] = []
         out.mkdir(parents=True, exist_ok=True)
@@ -199,14 +200,15 @@ class Bench:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            watcher = Watcher(workspace / ".factory/training-status.json", child.pid, kill_at)
+            status = workspace / ".factory/training-status.json"
+            watcher = Watcher(status, child.pid, kill_at, until_trained=self.until_trained and not kill_at)
             watcher.start()
             code = child.wait()
         watcher.done.set()
         watcher.join()
         self._keep_log(case, log)
         problem = ""
-        if code != (-signal.SIGKILL if kill_at else 0):
+        if not watcher.has_trained and code != (-signal.SIGKILL if kill_at else 0):
             problem = f"exit code {code}: {log.read_text(errors='replace')[-1500:]}"
             if kill_at or "finetune" not in phase_seconds(log):
                 raise RuntimeError(problem)
@@ -222,9 +224,12 @@ class Bench:
             kept.write(f"\n===== {case.name}\n{text[:6000]}\n ... \n{text[-6000:]}\n")
 
     def _numbers(self, case: Case, workspace: Path, tokens: float) -> dict[str, Any]:
-        losses = [json.loads(line)["loss"] for line in (workspace / "metrics/training-curve.jsonl").open()]
-        stats = json.loads((workspace / "metrics/training-stats.json").read_text())
+        stats_file = workspace / "metrics/training-stats.json"
+        stats = json.loads(stats_file.read_text()) if stats_file.is_file() else {}
+        losses = logged_losses(workspace / "logs/training.log")
         stamps = logged_at(self.scratch / "home/mlflow.db", f"{case.model}-{case.framework}")
+        # What is ended before its end has recorded nothing yet.
+        stamps = stamps or told_at(self.scratch / "log.txt")
         gaps = [later - sooner for sooner, later in itertools.pairwise(stamps[4:])]
         step = statistics.median(gaps) if gaps else float("nan")
         keys = ("peak_memory_bytes", "tokens_per_second", "merge_error", "micro_batch", "base_format", "steps", "seconds",
@@ -317,6 +322,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--micro-batch", type=int)
     parser.add_argument("--scratch", type=Path)
+    parser.add_argument("--until-trained", action="store_true", help="end each run before it merges")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, to try this on a CPU")
     options = parser.parse_args()
     cases = [Case.parse(text) for text in options.cases.split(",")]
@@ -325,6 +331,7 @@ def main() -> None:
     os.environ.setdefault("FACTORY_HOME", str(scratch / "home"))
     os.environ.setdefault("FACTORY_CACHE", str(scratch / "cache"))
     bench = Bench(options.out, scratch, options.tiny, options.steps, options.micro_batch)
+    bench.until_trained = options.until_trained
     for case in cases:
         left = options.budget - (time.monotonic() - bench.began)
         if not options.tiny and SECONDS.get(case.name, 300) > left:

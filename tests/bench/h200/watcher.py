@@ -14,9 +14,10 @@ from typing import Any
 class Watcher(threading.Thread):
     """Reads the live status file and the GPU's process memory while a run goes on."""
 
-    def __init__(self, status: Path, pid: int, kill_at: int | None) -> None:
+    def __init__(self, status: Path, pid: int, kill_at: int | None, *, until_trained: bool = False) -> None:
         super().__init__(daemon=True)
-        self.status, self.pid, self.kill_at = status, pid, kill_at
+        self.status, self.pid, self.kill_at, self.until_trained = status, pid, kill_at, until_trained
+        self.has_trained = self.was_running = False
         self.reads = self.changes = self.broken = self.gpu_mib = 0
         self.steps: set[int] = set()
         self.trail: list[tuple[float, int]] = []
@@ -53,6 +54,11 @@ class Watcher(threading.Thread):
         self._last, self._changed, self.changes = text, now, self.changes + 1
         self.steps.add(content["step"])
         self.trail.append((now, content["step"]))
+        self.was_running = self.was_running or content["running"]
+        if self.until_trained and self.was_running and content["completed_at"] and not self.has_trained:
+            self.has_trained = True
+            time.sleep(1)  # the sampler inside takes its last look
+            os.killpg(self.pid, signal.SIGKILL)
         if self.kill_at and content["running"] and content["step"] >= self.kill_at and not self.killed_at:
             self.killed_at = content["step"]
             os.killpg(self.pid, signal.SIGKILL)
@@ -105,3 +111,22 @@ def logged_at(database: Path, experiment: str) -> list[float]:
         ).fetchall()
     newest = rows[-1][0] if rows else None
     return [float(stamp) for run, _, stamp in rows if run == newest]
+
+
+def logged_losses(log: Path) -> list[float]:
+    """Read the loss of every step from the plain training log; a step done twice counts once."""
+    found: dict[int, float] = {}
+    for line in log.read_text(encoding="utf-8").splitlines():
+        parts = dict(part.split("=", 1) for part in line.split() if "=" in part)
+        if "loss" in parts:
+            found[int(parts["step"])] = float(parts["loss"])
+    return [found[step] for step in sorted(found)]
+
+
+def told_at(log: Path) -> list[float]:
+    """Return when each step's loss was told in the run's own JSON lines, in milliseconds."""
+    found = []
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith('{"event": "metrics"') and '"loss"' in line:
+            found.append(1000 * float(json.loads(line)["time"]))
+    return found

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from transformers import Mamba2Config, Mamba2ForCausalLM
 
@@ -104,6 +105,31 @@ def test_the_readme_says_what_the_model_takes(exports):
     assert "`position_ids`" in text
     assert "N from 0 to 1" in text
     assert "of 8 bits" in text
+
+
+def test_the_script_reads_again_a_text_that_outgrows_its_angles(exports, model, tmp_path, monkeypatch):
+    folder = tmp_path / "long"
+    shutil.copytree(exports["fp32"], folder)
+    found = importlib.util.spec_from_file_location("run", folder / "run.py")
+    script = importlib.util.module_from_spec(found)
+    found.loader.exec_module(script)
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    prompt = draw(model.config.vocab_size, 15).tolist()
+    wanted = OnnxRunner(folder, threads=1).generate([prompt], 9, frozenset())[0]
+    assert script.generate(session, prompt, set(), 9) == wanted
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 20}
+    (folder / "config.json").write_text(json.dumps({"rope_parameters": rope}))
+    lengths = []
+
+    class Watched:
+        get_inputs = session.get_inputs
+
+        def run(self, names, feeds):
+            lengths.append(feeds["input_ids"].shape[1])
+            return session.run(names, feeds)
+
+    assert script.generate(Watched(), prompt, set(), 9) == wanted
+    assert lengths == [15, 1, 1, 1, 1, 1, 21, 1, 1]
 
 
 def test_a_truncated_model_is_refused_and_nothing_is_left(model_folder, tmp_path):

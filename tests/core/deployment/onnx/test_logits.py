@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -84,3 +86,35 @@ def test_positions_count_a_rows_own_tokens():
     # Rotary embeddings would forgive a shift, but not those that change with the largest position (longrope).
     mask = np.array([[0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]])
     assert runner.count_positions(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3], [0, 0, 1, 2]]
+
+
+def test_a_text_that_outgrows_its_angles_is_read_again(exports, model, monkeypatch):
+    opened = OnnxRunner(exports["fp32"], threads=1)
+    prompts = [draw(model.config.vocab_size, n, seed=n).tolist() for n in (4, 18)]
+    plain = opened.generate(prompts, 12, frozenset())
+    read: list[int] = []
+    whole = OnnxRunner.advance
+    monkeypatch.setattr(
+        OnnxRunner, "advance", lambda self, ids, *rest: read.append(ids.shape[1]) or whole(self, ids, *rest)
+    )
+    opened.switch = 20
+    # These angles do not change, so a second reading must change nothing; it happens once, at 21 tokens, and the
+    # prompt that comes to it runs alone.
+    assert opened.generate(prompts, 12, frozenset()) == plain
+    assert read == [4, *[1] * 11, 18, 1, 1, 1, 21, *[1] * 8]
+    read.clear()
+    opened.switch = 10
+    opened.begin(prompts)
+    assert read == [18]
+
+
+def test_only_longrope_has_a_length_at_which_angles_change(tmp_path, exports):
+    def told(**config: object) -> int | None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return runner.read_switch(tmp_path)
+
+    assert runner.read_switch(tmp_path) is None
+    assert runner.read_switch(exports["fp32"]) is None
+    assert told(rope_parameters={"rope_type": "longrope", "original_max_position_embeddings": 256}) == 256
+    assert told(original_max_position_embeddings=4096, rope_scaling={"type": "longrope"}) == 4096
+    assert told(rope_parameters={"rope_type": "llama3", "original_max_position_embeddings": 64}) is None
