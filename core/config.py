@@ -1,8 +1,31 @@
 """The strict, frozen bases of every settings and report model in the project."""
 
+import re
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
+
+_LOGIN = re.compile(r"://[^/\s?#]*@")
+_SIGNED = re.compile(
+    r"[?&](?:[\w-]*(?:signature|token|secret|password|credential)|sig|(?:api_?|access_?)?key)=", re.IGNORECASE
+)
+
+
+def without_secrets(value: str) -> str:
+    """Return an address that holds no password or signature.
+
+    Settings are recorded in MLflow, Prefect and the report: a secret in them would be published.
+
+    Raises:
+        ValueError: If it holds one; the message does not repeat it.
+    """
+    if _LOGIN.search(value) or _SIGNED.search(value):
+        raise ValueError(
+            "holds a password or signature, which would be recorded with the run; leave it out and let the "
+            "environment sign in (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, ~/.netrc, "
+            "evaluation.judge.key_variable), or download first"
+        )
+    return value
 
 
 class Frozen(BaseModel):

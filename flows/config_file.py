@@ -5,6 +5,7 @@ import glob
 import json
 import re
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple, get_origin
 
@@ -13,7 +14,7 @@ from pydantic import BaseModel
 
 from core.errors import ConfigError
 from flows.measuring import with_paths
-from flows.run_config import RunConfig, check, inner_model
+from flows.run_config import RunConfig, check, inner_model, overlap
 from flows.run_outputs import Problem
 
 MAX_BYTES = 1 << 20
@@ -78,14 +79,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: On anything wrong, all of it in one message.
     """
     document = _parse(path)
+    own = deepcopy(document.data) if overrides else None
     found = document.found + [each for text in overrides for each in _override(document, text)]
-    data = _without_nulls(document.data, RunConfig)
-    data.pop("$schema", None)
-    if data.get("name") in (None, ""):
-        data["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "run"
-    checked = check(data)
+    checked = _checked(document.data, path)
     if isinstance(checked, list):
-        found += [(problem, None) for problem in checked]
+        old = _checked(own, path) if own else checked
+        known = set(old) if isinstance(old, list) else set()
+        found += [(each, None if each in known else _overriding(each, document.places)) for each in checked]
     if found or isinstance(checked, list):
         raise _report(path, found, document.places)
     return _anchored(checked, path)
@@ -337,7 +337,28 @@ def _set(block: object, parts: Sequence[str], value: object) -> bool:
     return _set(block[part], rest, value)
 
 
+def _overriding(problem: Problem, places: dict[str, _Place]) -> _Place | None:
+    """Name the overrides that brought a problem about, which the file alone does not have.
+
+    What contradicts what inside a block is told of the block, whose line is in the file.
+    """
+    labels = [
+        place.label
+        for key, place in places.items()
+        if place.line == AFTER_THE_FILE and any(overlap(key, concerned) for concerned in problem.keys)
+    ]
+    return _Place(" ".join(labels), AFTER_THE_FILE) if labels else None
+
+
 # Checking
+
+
+def _checked(given: dict[str, Any], path: Path) -> RunConfig | list[Problem]:
+    data = _without_nulls(given, RunConfig)
+    data.pop("$schema", None)
+    if data.get("name") in (None, ""):
+        data["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "run"
+    return check(data)
 
 
 def _without_nulls(data: dict[Any, Any], model: type[BaseModel]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from tasks.finetune import finetune
 from tasks.format_records import format_records
 from tasks.gate import through, verdicts
 from tasks.ingest import ingest
+from tasks.ladder import serving_context
 from tasks.learnable import Setup
 from tasks.measure import files_of
 from tasks.quantize import plan_for, quantize
@@ -81,7 +82,9 @@ def chain(name: str, run: RunConfig) -> str:
     files, judged = files_of(run.evaluation), gates.model_performance
     base = baseline(model, splits.artifact, run.evaluation, files, template)
     beaten = compare(base.report, judged.compare_to)
-    through(baseline_established(base.report, splits.report, gates.baseline_established))
+    through(
+        baseline_established(base.report, splits.report, gates.baseline_established, judged.compare_to)
+    )
 
     tuned = finetune(model, splits.artifact, run.model, run.lora, run.training, run.save, template)
     scored = evaluate(tuned.artifact, splits.artifact, run.evaluation, files, template)
@@ -89,9 +92,11 @@ def chain(name: str, run: RunConfig) -> str:
     through(model_performance(base.report, scored.report, tuned.report, judged), advice)
 
     limits, wanted = gates.quantization_verified, run.deployment.format
+    serving = serving_context(tuned.artifact.path, run.deployment.context_length)
     quantized = quantize(
-        tuned.artifact, scored.artifact, splits.artifact, plan_for(run.quantized, scored.report, limits, wanted),
-        run.evaluation, run.save.gguf_path, name,
+        tuned.artifact, scored.artifact, splits.artifact,
+        plan_for(run.quantized, scored.report, limits, wanted, serving),
+        run.evaluation, files, run.save.gguf_path, name,
     )  # fmt: skip
     shipped = choose(scored.report, quantized.report, limits, wanted)
     advice = advice_on(scored.report, quantized.report, limits, wanted)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from core.evaluation.config import EvaluationConfig
+from core.evaluation.config import TASK_FILES, EvaluationConfig
 from flows.run_outputs import Problem
 from gates.thresholds import ModelPerformance
 
@@ -49,7 +49,8 @@ def judge_variable(evaluation: EvaluationConfig) -> str | None:
 
 
 def with_paths(evaluation: EvaluationConfig, anchor: Callable[[str], str]) -> EvaluationConfig:
-    """Return the block with every path in it put through ``anchor``: graders, everyday knowledge, the encoder."""
+    """Return the block with every path in it put through ``anchor``: graders, everyday knowledge,
+    the encoder, task files of the harness."""
 
     def anchored(path: str | None) -> str | None:
         file, colon, function = (path or "").rpartition(":")
@@ -59,11 +60,13 @@ def with_paths(evaluation: EvaluationConfig, anchor: Callable[[str], str]) -> Ev
         name: grader.model_copy(update={"path": anchored(grader.path)})
         for name, grader in evaluation.graders.items()
     }
-    general, encoder = evaluation.general, evaluation.encoder
+    general, encoder, harness = evaluation.general, evaluation.encoder, evaluation.harness
+    tasks = tuple(anchor(task) if task.endswith(TASK_FILES) else task for task in harness.tasks)
     return evaluation.model_copy(
         update={
             "graders": graders,
             "general": general.model_copy(update={"path": general.path and anchor(general.path)}),
+            "harness": harness.model_copy(update={"tasks": tasks}),
             "encoder": encoder.model_copy(update={"model": encoder.model and anchor(encoder.model)}),
         }
     )

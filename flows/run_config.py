@@ -206,7 +206,7 @@ def check(data: dict[str, Any]) -> RunConfig | list[Problem]:
     except ValidationError as error:
         rules = _contradictions(error.errors(include_url=False))
         wrong = [key for p in problems for key in p.keys]
-        problems += [rule for rule in rules if not any(_overlap(a, b) for a in rule.keys for b in wrong)]
+        problems += [rule for rule in rules if not any(overlap(a, b) for a in rule.keys for b in wrong)]
     return problems
 
 
@@ -214,7 +214,8 @@ def _contradictions(errors: list[ErrorDetails]) -> list[Problem]:
     return [rule for error in errors if error["type"] == "contradiction" for rule in error["ctx"]["problems"]]
 
 
-def _overlap(key: str, other: str) -> bool:
+def overlap(key: str, other: str) -> bool:
+    """Tell whether two dotted keys are one, or one lies inside the other."""
     return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 

@@ -13,7 +13,10 @@ ARMS = ("zero_shot", "few_shot", "prompted")
 
 
 def baseline_established(
-    baseline: BaselineReport | None, splits: SplitReport | None, thresholds: BaselineEstablished
+    baseline: BaselineReport | None,
+    splits: SplitReport | None,
+    thresholds: BaselineEstablished,
+    compare_to: str = "best",
 ) -> Verdict:
     """Judge the base model's measurement, arm by arm: on this test file, on enough examples, adding up.
 
@@ -23,12 +26,13 @@ def baseline_established(
         baseline: The base model's evaluations, or None if there are none.
         splits: What the split phase counted, or None if it left no report.
         thresholds: The limits.
+        compare_to: The arm that the tuned model must beat; it must be there before anything is trained.
     """
     measured, presence = whole("baseline", baseline, BaselineReport)
     split, split_presence = whole("split", splits, SplitReport)
     checks = [presence, split_presence]
     if measured is not None:
-        checks += inventory(measured)
+        checks += [*inventory(measured), *_arm_to_beat(measured, compare_to)]
         checks += chain.from_iterable(_measured(arm, thresholds) for arm in measured.arms)
         checks += chain.from_iterable(_like_the_first(arm, measured.arms[0]) for arm in measured.arms[1:])
     if measured is not None and split is not None:
@@ -45,6 +49,14 @@ def inventory(measured: BaselineReport) -> list[Check]:
         equals("baseline distinct arms", len(set(names)), len(names)),
         is_true("baseline arms known", not strangers, ", ".join(strangers)),
     ]
+
+
+def _arm_to_beat(measured: BaselineReport, wanted: str) -> list[Check]:
+    names = [arm.arm for arm in measured.arms]
+    told = (
+        f"gates.model_performance.compare_to is {wanted}; the base was asked: {', '.join(names) or 'nothing'}"
+    )
+    return [] if wanted == "best" else [is_true("baseline arm to beat", wanted in names, told)]
 
 
 def _measured(scored: EvalReport, thresholds: BaselineEstablished) -> list[Check]:

@@ -189,6 +189,7 @@ def _converged(run: TrainReport, thresholds: ModelPerformance) -> list[Check]:
         planned("training steps of the plan", run.steps, run.total_steps, early),
         below("final training loss", run.final_loss, run.first_loss, "last window against the first"),
         limit(_steady(run, thresholds.max_eval_loss_rise)),
+        *_survived(run, thresholds.max_merge_loss_rise),
     ]
 
 
@@ -203,6 +204,19 @@ def _steady(run: TrainReport, tolerance: float) -> Check:
     rise = (last - best) / max(best, LOSS_FLOOR)
     which = f"kept at step {run.kept_step}" if kept else "last"
     return at_most("validation loss rise", rise, tolerance, f"best {best:.3f}, {which} {last:.3f}")
+
+
+def _survived(run: TrainReport, tolerance: float) -> list[Check]:
+    """Judge whether merging kept what was trained: a base held in 4 bits is not the one that is merged into."""
+    if not run.eval_losses:
+        return []
+    last = max(run.eval_losses, key=lambda point: point.step)
+    trained = next((point.loss for point in run.eval_losses if point.step == run.kept_step), last.loss)
+    merged, name = run.merged_eval_loss, "merged validation loss rise"
+    if merged is None:
+        return [limit(at_most(name, None, tolerance, "the merged model's loss was not measured"))]
+    rise = (merged - trained) / max(trained, LOSS_FLOOR)
+    return [limit(at_most(name, rise, tolerance, f"{trained:.3f} trained, {merged:.3f} merged"))]
 
 
 def _lineage(base: EvalReport, after: EvalReport, run: TrainReport) -> Sequence[Check]:

@@ -56,6 +56,12 @@ class MetricLimit(Block):
     max_ratio: float | None = Field(default=None, gt=0)
     """Largest value as a share of the base's; 0.85 asks for 15 % less."""
 
+    @model_validator(mode="after")
+    def _demands_something(self) -> Self:
+        if all(value is None for value in (self.min, self.max, self.min_gain, self.max_ratio)):
+            raise ValueError("needs at least one of min, max, min_gain, max_ratio")
+        return self
+
 
 class ModelPerformance(Block):
     """How much better than the base the tuned model must be."""
@@ -73,6 +79,8 @@ class ModelPerformance(Block):
     """The lower end of the gain's interval must reach min_improvement too."""
     max_eval_loss_rise: float = Field(default=0.10, ge=0)
     """How far the last validation loss may lie above the best one, as a share of the best."""
+    max_merge_loss_rise: float = Field(default=0.10, ge=0)
+    """How far the merged model's validation loss may lie above that of the kept adapter, as a share of it."""
     max_forgetting: float | None = Field(default=0.10, ge=0, le=1)
     """Largest fall of the score on everyday knowledge, in points of 1, that is larger than chance; null allows any."""
     require: dict[str, MetricLimit] = {}

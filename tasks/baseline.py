@@ -29,6 +29,7 @@ from tasks.score_figures import track_scores
 from tasks.scores import answers_of, forget_arms
 
 if TYPE_CHECKING:
+    from core.evaluation.arms import FewShot
     from core.evaluation.evaluate import Ask
 
 
@@ -80,31 +81,45 @@ def _arms(context: RunContext, one: Examinee) -> Iterator[Graded]:
 
 def _ways(context: RunContext, one: Examinee) -> Iterator[Way]:
     """Yield the ways of asking that the data allow: a plain text can be read in one way only."""
-    from core.evaluation.arms import FewShot, draw_shots
     from core.evaluation.questions import read_questions
 
-    config, wanted = one.config.baseline, one.config.baseline.arms
+    config, wanted = one.config.baseline, tuple(dict.fromkeys(one.config.baseline.arms))
     questions = read_questions(one.splits.test, one.config.max_examples, texts=True)
-    if not any(question.messages for question in questions):
+    asked = [question.messages for question in questions if question.messages]
+    if not asked:
         yield Way("zero_shot", list)
         return
-    for arm in dict.fromkeys(wanted):
+    for arm in wanted:
         if arm != "few_shot":
             yield Way(arm, functools.partial(_worded, arm, config.prompt))
             continue
         try:
-            shots = draw_shots(one.splits.train, config.shots, one.config.seed)
+            few = _few_shot(one, asked)
         except DataError as error:
             if len(wanted) == 1:
                 raise
             context.watcher.noted("baseline", f"few_shot left out: {error.what}")
             continue
-        few = FewShot(shots, one.model.prompt_length, one.model.window, one.config.max_new_tokens)
         yield Way(arm, few)
         if few.shortened:
             context.watcher.noted(
-                "baseline", f"{few.shortened} questions had room for fewer than {len(shots)} solved examples"
+                "baseline", f"{few.shortened} questions had room for fewer than {few.most} solved examples"
             )
+
+
+def _few_shot(one: Examinee, asked: list[list[dict[str, Any]]]) -> "FewShot":
+    """Make the arm that asks after solved examples; without any it would be zero_shot by another name."""
+    from core.evaluation.arms import FewShot, draw_shots
+
+    shots = draw_shots(one.splits.train, one.config.baseline.shots, one.config.seed)
+    few = FewShot(shots, one.model.prompt_length, one.model.window, one.config.max_new_tokens)
+    if not any(few.room(messages) for messages in asked):
+        raise DataError(
+            f"the model's window of {one.model.window} tokens has no room for a solved example before any question",
+            where="evaluation.baseline.arms",
+            fix="take few_shot out of evaluation.baseline.arms, or lower evaluation.max_new_tokens",
+        )
+    return few
 
 
 def _worded(arm: Arm, prompt: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from tasks.chat_tokens import READS as CHAT
 from tasks.chat_tokens import chat_tokenizer
 from tasks.context import RunContext
 from tasks.data_figures import track_reads
-from tasks.phase import Outcome, phase
+from tasks.phase import Outcome, library_version, phase
 
 if TYPE_CHECKING:
     from core.data.chat import ChatTokenizer
@@ -44,12 +44,17 @@ READS = (
     "core.training.memory",
     "core.training.meter",
     "core.training.optim",
+    "core.training.packing",
     "core.training.rows",
     "core.training.sft",
     "core.training.status",
     "core.training.stopping",
     *CHAT,
 )
+
+
+PROBE = 256
+"""Tokens that logits are compared on before and after merging."""
 
 
 class Prepared(NamedTuple):
@@ -71,6 +76,7 @@ def _finetune(
     training: TrainingConfig,
     save: SaveConfig,
     template: ChatTemplateName,
+    library: str,
 ) -> Outcome:
     # Unsloth wants to be imported before what it edits.
     prepare_framework(model)
@@ -81,8 +87,8 @@ def _finetune(
     track_reads(context, splits, "train", "val")
     tuned = train(context, key, base, prepared, model, lora, training, adapter)
     context.watcher.advanced("finetune", tuned.plan.total_steps, tuned.plan.total_steps, "merging")
-    errors = fold(base, adapter, merged, prepared)
-    report = make_report(base, splits, adapter, merged, prepared, tuned, errors)
+    folded = fold(base, adapter, merged, prepared, tuned.micro_batch)
+    report = make_report(base, splits, adapter, merged, prepared, tuned, folded)
     stats = write_stats(context, report, model)
     matrices = write_analysis(context, adapter, lora)
     write_curve(context.workspace.curve, tuned)
@@ -90,7 +96,19 @@ def _finetune(
     return Outcome(Finetuned(artifact=Checkpoint.of(merged), report=report), outputs, told(report))
 
 
-finetune = _finetune
+def finetune(
+    base: Checkpoint,
+    splits: Splits,
+    model: ModelConfig,
+    lora: LoraConfig,
+    training: TrainingConfig,
+    save: SaveConfig,
+    template: ChatTemplateName,
+) -> Finetuned:
+    """Train and merge; an optional library that does it belongs to the key with its version."""
+    library = library_version("unsloth") if model.framework == "unsloth" else ""
+    done: Finetuned = _finetune(base, splits, model, lora, training, save, template, library)
+    return done
 
 
 def prepare(
@@ -176,17 +194,31 @@ class WatcherSink:
             self.context.watcher.advanced("finetune", step, self.total, f"loss {metrics['loss']:.3f}")
 
 
-def fold(base: Checkpoint, adapter: Path, merged: Path, prepared: Prepared) -> "MergeErrors":
-    """Merge into the full-precision base, save as one folder, return what that changed."""
+class Merging(NamedTuple):
+    """What folding the adapter in changed."""
+
+    errors: "MergeErrors"
+    eval_loss: float | None
+    """Validation loss of the merged model; None without validation rows."""
+
+
+def fold(base: Checkpoint, adapter: Path, merged: Path, prepared: Prepared, rows: int) -> Merging:
+    """Merge into the full-precision base, save as one folder, return what that changed.
+
+    The validation loss is taken again: an adapter that was trained on a base in 4 bits is folded into another one.
+    """
     import torch
 
     from core.artifacts import atomic_path
     from core.models.loading import load_folder
     from core.models.merging import fold as fold_adapter
+    from core.training.sft import validation_loss
 
     model = load_folder(base.path)
-    probe = torch.tensor([prepared.inputs.train[0].input_ids], device=model.device)
+    # Whole examples would take 16 bytes a token and vocabulary entry.
+    probe = torch.tensor([prepared.inputs.train[0].input_ids[:PROBE]], device=model.device)
     folded, errors = fold_adapter(model, adapter, probe)
+    loss = validation_loss(folded, prepared.inputs, rows)
     chat = prepared.chat
     # What was trained is what must be served: this template, and an end at these tokens.
     chat.tokenizer.chat_template = chat.serving_template
@@ -194,7 +226,7 @@ def fold(base: Checkpoint, adapter: Path, merged: Path, prepared: Prepared) -> "
     with atomic_path(merged) as part:
         folded.save_pretrained(part, safe_serialization=True)
         chat.tokenizer.save_pretrained(part)
-    return errors
+    return Merging(errors, loss)
 
 
 def make_report(
@@ -204,7 +236,7 @@ def make_report(
     merged: Path,
     prepared: Prepared,
     tuned: "Tuned",
-    errors: "MergeErrors",
+    folded: Merging,
 ) -> TrainReport:
     """Put the numbers of training together."""
     losses = tuned.progress.losses
@@ -226,8 +258,9 @@ def make_report(
         eval_losses=tuple(EvalLoss(step=step, loss=loss) for step, loss in tuned.progress.eval_losses),
         trainable_parameters=tuned.trainable_parameters,
         parameters=tuned.parameters,
-        merge_error=errors.logits,
-        unmerge_error=errors.unmerge,
+        merged_eval_loss=folded.eval_loss,
+        merge_error=folded.errors.logits,
+        unmerge_error=folded.errors.unmerge,
         kept_step=tuned.kept_step,
         stopped_early=tuned.progress.stopped_early,
         micro_batch=tuned.micro_batch,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from core.artifacts import Evaluation, file_digest, read_jsonl
 from core.data.records import Message
+from core.errors import ConfigError
 from core.evaluation.config import LOWER_IS_BETTER, EvaluationConfig
 from core.quantization.reports import Distance, QuantizedFile
 from tasks.chat_tokens import chat_tokenizer
@@ -40,10 +41,20 @@ class Bench(NamedTuple):
     encode: "Encode"
     window: int
     """Tokens that the longest question needs, answer included."""
+    opened: int
+    """Context that files are opened with; ``window``, unless the model is served with other angles."""
+    dtype: str
+    """What the merged model's logits were computed in."""
 
 
 def set_up(
-    merged: Path, scored: Evaluation, test: Path, config: EvaluationConfig, examples: int, work: Path
+    merged: Path,
+    scored: Evaluation,
+    test: Path,
+    config: EvaluationConfig,
+    examples: int,
+    work: Path,
+    serving: int | None = None,
 ) -> Bench:
     """Read the merged model's answers and compute its logits on some of them.
 
@@ -54,14 +65,50 @@ def set_up(
         config: How it was asked.
         examples: Answers whose logits are compared.
         work: Folder for the logits.
+        serving: Context that the file will be served with, for models whose angles depend on it.
+
+    Raises:
+        ConfigError: If the files cannot be measured as they would be served.
     """
     rows = list(read_jsonl(scored.verified()))
     passages = read_passages(merged, rows, examples)
-    references = reference_logits(merged, passages, work)
     encode = encoder(merged)
     longest = max(len(row["prompt_ids"]) for row in rows) + config.max_new_tokens
-    needed = [*(len(reference.ids) for reference in references), *shown_lengths(test, config, encode)]
-    return Bench(rows, references, test, config, with_tools(merged), encode, max(128, longest, *needed) + 8)
+    needed = [*(len(passage.ids) for passage in passages), *shown_lengths(test, config, encode)]
+    window = max(128, longest, *needed) + 8
+    opened = opened_with(merged, window, serving)
+    references, dtype = reference_logits(merged, passages, work)
+    return Bench(rows, references, test, config, with_tools(merged), encode, window, opened, dtype)
+
+
+def serving_context(merged: Path, context_length: int) -> int | None:
+    """Return the context that the file is served with, if the model's angles depend on it; else None."""
+    from core.deployment.onnx.runner import read_switch
+
+    return None if read_switch(merged) is None else context_length
+
+
+def opened_with(merged: Path, window: int, serving: int | None) -> int:
+    """Choose the context to measure files with: as large as needed, and with the angles they are served with.
+
+    llama.cpp takes longrope's factors by the context that a file is opened with, not by the tokens in it.
+
+    Raises:
+        ConfigError: If only a context too small for the test questions would have those angles.
+    """
+    from core.deployment.onnx.runner import read_switch
+
+    switch = read_switch(merged)
+    if serving is None or switch is None or (window > switch) == (serving > switch):
+        return window
+    if serving < window:
+        raise ConfigError(
+            f"{serving} tokens are served with the angles of up to {switch} tokens, "
+            f"but the test questions take {window} and cannot be measured with them",
+            where="deployment.context_length",
+            fix=f"deployment.context_length: {max(window, switch + 1)}",
+        )
+    return serving
 
 
 def encoder(merged: Path) -> "Encode":
@@ -100,12 +147,16 @@ def read_passages(merged: Path, rows: Rows, examples: int) -> list["Passage"]:
     return [passage for passage in found if passage.ids]
 
 
-def reference_logits(merged: Path, passages: Sequence["Passage"], work: Path) -> list["Reference"]:
-    """Run the merged model once, as exactly as this machine can, and keep its logits in the work folder."""
+def reference_logits(
+    merged: Path, passages: Sequence["Passage"], work: Path
+) -> tuple[list["Reference"], str]:
+    """Run the merged model once, as exactly as this machine can; return where its logits lie, and their dtype."""
     from core.quantization.reference import load_reference, model_logits, write_reference
 
     model = load_reference(merged)
-    return write_reference(model_logits(model), passages, work, model.config.get_text_config().vocab_size)
+    vocabulary = model.config.get_text_config().vocab_size
+    dtype = str(model.dtype).removeprefix("torch.")
+    return write_reference(model_logits(model), passages, work, vocabulary), dtype
 
 
 def with_tools(merged: Path) -> Prepare:
@@ -147,7 +198,7 @@ def examine(context: RunContext, path: Path, kind: str, bench: Bench) -> tuple[Q
     from core.quantization.reference import distance
 
     digest = file_digest(path)
-    with LlamaRuntime(path, context_length=bench.window, threads=context.threads) as runtime:
+    with LlamaRuntime(path, context_length=bench.opened, threads=context.threads) as runtime:
         result = evaluate(
             LlamaScorer(runtime, bench.prepare, bench.encode),
             bench.test,

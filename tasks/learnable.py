@@ -17,8 +17,9 @@ from core.data.config import ChatTemplateName
 from core.data.learning_findings import with_overfit
 from core.data.learning_reports import LearnReport, OverfitReport
 from core.data.records import Record, from_row
-from core.errors import ModelError
+from core.errors import ModelError, UserError
 from core.models.config import LoraConfig, ModelConfig
+from core.models.frameworks import choose_framework
 from core.models.resources import GB, TrainingLoad, estimate_training, shape_from_config, storage_of
 from core.training.config import TrainingConfig
 from tasks.chat_tokens import READS as CHAT
@@ -43,6 +44,7 @@ READS = (
     "core.training.meter",
     "core.training.optim",
     "core.training.overfit",
+    "core.training.packing",
     "core.training.rows",
     "core.training.sft",
     "core.training.stopping",
@@ -148,15 +150,19 @@ def _overfit(records: Sequence[Record], chat: "ChatTokenizer", base: Path, setup
 
     # On a CPU, four bits make a step ten times slower and save nothing that matters at this size.
     in_4bit = setup.model.load_in_4bit and _has_gpu()
-    model = setup.model.model_copy(update={"name": str(base), "load_in_4bit": in_4bit})
+    model = setup.model.model_copy(update={"name": str(base), "load_in_4bit": in_4bit, "framework": "hf"})
     batch = short_examples(records, chat, setup.model.max_seq_length)
     return overfit_base(model, setup.lora, setup.training, batch, chat.pad_id)
 
 
 def _too_large(base: Path, setup: Setup) -> str:
     """Say why the model is not tried; empty if it is small enough."""
-    if setup.model.framework != "hf":
-        return f"it is only done with model.framework: hf, not {setup.model.framework}"
+    try:
+        framework = choose_framework(setup.model, has_gpu=_has_gpu()).framework
+    except UserError as error:
+        return f"training is not possible here: {error.what}"
+    if framework != "hf":
+        return f"it is only done where hf trains, and here {framework} does"
     parameters = count_stored(base)
     if not parameters:
         return "the model's weights are not on this machine"

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from core.artifacts import Splits, path_digest, write_jsonl
 from core.data.config import ChatTemplateName
-from core.evaluation.config import EvaluationConfig
+from core.evaluation.config import EvaluationConfig, HarnessConfig
 from core.evaluation.reports import EvalReport, Suite
 from tasks.chat_tokens import READS as CHAT
 from tasks.chat_tokens import chat_tokenizer
 from tasks.context import RunContext, current
+from tasks.phase import library_version
 from tasks.uses import use_test_set
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
     from core.evaluation.metrics import Tools
 
 READS = ("core.evaluation", "core.models", "tasks.measure", "tasks.scores", *CHAT)
-ENGINES = ("torch", "transformers", "tokenizers")
+ENGINES = ("torch", "transformers", "tokenizers", "sacrebleu", "rapidfuzz", "scipy")
 
 Files = dict[str, str]
-"""Digest of every file of the user's that decides a score, by the key that names it."""
+"""Digest or name of everything outside the config that decides a score, by the key that names it."""
 
 
 class Examinee(NamedTuple):
@@ -50,22 +51,42 @@ class Graded(NamedTuple):
 
 
 def files_of(config: EvaluationConfig) -> Files:
-    """Digest the files that settings point to: graders, everyday questions, an encoder's folder.
+    """Digest the files that settings point to: graders, everyday questions, an encoder's folder, task files.
 
-    They belong to a phase's inputs, so that editing a grader measures anew.
+    They belong to a phase's inputs, so that editing a grader measures anew, and moving it does not. What lies
+    elsewhere, such as an encoder of the Hub, is there by its name.
     """
     from core.evaluation.general import SHIPPED
 
-    base = current().base
-    named = {
-        f"graders.{name}": (grader.path or "").rpartition(":")[0] for name, grader in config.graders.items()
-    }
+    base, named = current().base, {}
+    for name, grader in config.graders.items():
+        file, _, function = (grader.path or "").rpartition(":")
+        named[f"graders.{name}:{function}"] = file
     if config.general.enabled:
         named["general"] = config.general.path or str(SHIPPED)
-    if "similarity" in config.metrics:
+    if needs_encoder(config):
         named["encoder"] = config.encoder.model or ""
     found = {key: base / path for key, path in named.items() if path}
-    return {key: path_digest(path) for key, path in sorted(found.items()) if path.exists()}
+    digests = {key: path_digest(path) if path.exists() else named[key] for key, path in sorted(found.items())}
+    return digests | _tasks_of(config.harness, base)
+
+
+def needs_encoder(config: EvaluationConfig) -> bool:
+    """Tell whether the encoder decides a number: a similarity, or how far sampled answers are apart."""
+    from core.evaluation.metrics import SIMILARITY, wanted
+
+    return SIMILARITY in wanted(config) or bool(config.diversity.samples and config.encoder.model)
+
+
+def _tasks_of(config: HarnessConfig, base: Path) -> Files:
+    """Name benchmarks by the version of their library, and task files by their contents."""
+    from core.evaluation.harness import task_files
+
+    found = {"lm_eval": library_version("lm_eval")} if config.tasks else {}
+    for number, (task, files) in enumerate(task_files(config, base).items()):
+        digests = " ".join(path_digest(file) for file in files)
+        found[f"harness.{number}.{Path(task).name}"] = digests
+    return found
 
 
 def examinee(

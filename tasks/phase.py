@@ -15,7 +15,7 @@ import time
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,14 @@ def phase(
         return call
 
     return wrap
+
+
+def library_version(package: str) -> str:
+    """Name a package with its version, also where it is absent: then the phase says what to install."""
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return f"{package} absent"
 
 
 def recall(context: RunContext, name: str, key: str) -> PhaseRecord | None:

@@ -1,7 +1,6 @@
 """Quantize: make files from the merged model, and examine each as the file it is, from small to large."""
 
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,8 +26,9 @@ from tasks.context import RunContext
 from tasks.data_figures import track_reads
 from tasks.gguf_files import Written, write_files
 from tasks.ladder import Bench, Rows, examine, measure_parity, set_up
+from tasks.measure import Files
 from tasks.onnx_files import make_onnx
-from tasks.phase import Outcome, phase
+from tasks.phase import Outcome, library_version, phase
 
 
 class QuantizedModels(PhaseResult[Quantized, QuantReport]):
@@ -56,10 +56,16 @@ class Plan(Frozen):
     enough: Enough | None
     """None measures every file, so that no limit is part of the phase's key."""
     versions: tuple[str, ...]
+    serving: int | None = None
+    """Context that the file is served with, for models whose angles depend on it."""
 
 
 def plan_for(
-    settings: QuantizationConfig, tuned: EvalReport, limits: QuantizationVerified, wanted: Wanted
+    settings: QuantizationConfig,
+    tuned: EvalReport,
+    limits: QuantizationVerified,
+    wanted: Wanted,
+    serving: int | None = None,
 ) -> Plan:
     """Plan the phase.
 
@@ -68,6 +74,7 @@ def plan_for(
         tuned: The merged model's evaluation.
         limits: The gate's limits.
         wanted: The type that is to ship.
+        serving: As ``tasks.ladder.serving_context`` says.
     """
     stops = settings.measure == "until_good"
     enough = Enough(tuned=tuned, limits=limits, wanted=wanted) if stops else None
@@ -75,10 +82,13 @@ def plan_for(
         settings=settings,
         enough=enough,
         versions=tuple(library_version(name) for name in ONNX_PACKAGES) if settings.onnx else (),
+        serving=serving,
     )
 
 
-ENGINES = ("gguf", "llama-cpp-python", "numpy", "torch", "transformers")
+ENGINES = (
+    "gguf", "llama-cpp-python", "numpy", "torch", "transformers", "sacrebleu", "rapidfuzz", "scipy",
+)  # fmt: skip
 READS = (
     "core.deployment.gguf",
     "core.deployment.llama",
@@ -88,8 +98,12 @@ READS = (
     "core.evaluation",
     "core.models",
     "core.quantization",
+    "gates.evidence",
+    "gates.gains",
+    "gates.rungs",
     "tasks.gguf_files",
     "tasks.ladder",
+    "tasks.measure",
     "tasks.onnx_files",
     *CHAT,
 )
@@ -104,6 +118,7 @@ def quantize(
     splits: Splits,
     plan: Plan,
     config: EvaluationConfig,
+    files: Files,
     gguf_path: str,
     name: str,
 ) -> Outcome:
@@ -116,13 +131,15 @@ def quantize(
     target, onnx_folder = context.workspace.root / gguf_path, context.workspace.root / "models" / "onnx"
     family = str((read_hf_config(merged.path).get("architectures") or ["unknown"])[0])
     with scratch_beside(target) as work:
-        bench = set_up(merged.path, scored, splits.test, config, plan.settings.parity_examples, work)
+        examples = plan.settings.parity_examples
+        bench = set_up(merged.path, scored, splits.test, config, examples, work, plan.serving)
         written = write_files(context, merged.path, splits, target, work, plan.settings, name)
         parity = measure_parity(context, written.source, bench)
         report = QuantReport(
             merged_digest=merged.digest,
             merged_bytes=sum(p.stat().st_size for p in merged.path.glob("*.safetensors")),
             parity=parity,
+            reference_dtype=bench.dtype,
             family=family,
             causes=family_causes(family),
             source_type=written.source_type,
@@ -143,14 +160,6 @@ def quantize(
 def without_likelihoods(config: EvaluationConfig) -> EvaluationConfig:
     """Leave out the metric that ONNX models are not asked for: their logits are compared anyway."""
     return config.model_copy(update={"metrics": tuple(n for n in config.metrics if n != "perplexity")})
-
-
-def library_version(package: str) -> str:
-    """Name a package with its version, also where it is absent: then the phase says what to install."""
-    try:
-        return f"{package} {version(package)}"
-    except PackageNotFoundError:
-        return f"{package} absent"
 
 
 def climb(

@@ -24,6 +24,7 @@ from core.data.template_probe import (
     self_sufficient,
     writes_bos,
 )
+from core.data.templates import without_today
 from core.data.tool_turns import (
     ONE_CALL,
     SEVERAL_CALLS,
@@ -80,7 +81,7 @@ class ChatTokenizer:
     Every sequence starts with exactly one BOS token if the tokenizer has one, whether the
     template, the tokenizer, both or neither add it. Tool turns are written by the template where it
     can, else as text between ``<tool_call>`` and ``<tool_response>`` marks. The text of a control
-    token inside a message never becomes that token.
+    token inside a message never becomes that token. A template that writes today's date writes a fixed one.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", template: str) -> None:
@@ -94,7 +95,7 @@ class ChatTokenizer:
             ModelError: If the template cannot render a plain conversation, or ends no answer with a token.
         """
         self.tokenizer = tokenizer
-        self.template = template
+        self.template = without_today(template)
         control = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
         control |= set(tokenizer.all_special_tokens)
         self._control = ControlText(control)

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from core.config import Block
+from core.config import Block, without_secrets
 
 RowFormat = Literal[
     "auto",
@@ -18,26 +18,12 @@ RowFormat = Literal[
     "text",
     "mapped",
 ]
-_LOGIN = re.compile(r"://[^/\s?#]*@")
-_SIGNED = re.compile(
-    r"[?&](?:[\w-]*(?:signature|token|secret|password|credential)|sig|(?:api_?|access_?)?key)=", re.IGNORECASE
-)
 ChatTemplateName = Literal[
     "gemma-3", "llama-3", "mistral", "chatml", "zephyr", "qwen2.5", "qwen3", "phi-3", "phi-4"
 ]
 
 
-def _without_secrets(value: str) -> str:
-    # Settings are recorded in MLflow, Prefect and the report: a secret in them would be published.
-    if _LOGIN.search(value) or _SIGNED.search(value):
-        raise ValueError(
-            "holds a password or signature, which would be recorded with the run; leave it out and let the "
-            "environment sign in (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, ~/.netrc), or download first"
-        )
-    return value
-
-
-Place = Annotated[str, Field(min_length=1), AfterValidator(_without_secrets)]
+Place = Annotated[str, Field(min_length=1), AfterValidator(without_secrets)]
 """A path, glob, address or hub dataset."""
 
 

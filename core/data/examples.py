@@ -19,8 +19,11 @@ _ROOT = Path(__file__).parents[2]
 _CODE = (
     "core.data.batches",
     "core.data.chat",
+    "core.data.control_text",
     "core.data.examples",
     "core.data.records",
+    "core.data.template_probe",
+    "core.data.templates",
     "core.data.token_store",
     "core.data.tool_turns",
 )

@@ -86,18 +86,24 @@ class FewShot:
         """
         self._shots, self._length = tuple(shots), length
         self._limit = None if window is None else window - answer
+        self.most = len(self._shots)
+        """Examples there are."""
         self.shortened = 0
         """Questions asked with fewer examples than there are."""
 
     def __call__(self, messages: Sequence[Turn]) -> list[Turn]:
         """Return a question's conversation with as many examples before it as fit."""
+        count = self.room(messages)
+        self.shortened += count < len(self._shots)
+        return arm_messages("few_shot", messages, self._shots[:count], "")
+
+    def room(self, messages: Sequence[Turn]) -> int:
+        """Return how many examples fit before a question."""
         for count in range(len(self._shots), 0, -1):
             asked = arm_messages("few_shot", messages, self._shots[:count], "")
             if self._limit is None or self._length(asked) <= self._limit:
-                self.shortened += count < len(self._shots)
-                return asked
-        self.shortened += bool(self._shots)
-        return list(messages)
+                return count
+        return 0
 
 
 def _shot(row: Conversation) -> Shot | None:

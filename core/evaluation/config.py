@@ -1,10 +1,10 @@
 """Settings of the evaluation room."""
 
-from typing import Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from core.config import Block
+from core.config import Block, without_secrets
 
 BuiltinMetric = Literal[
     "exact_match",
@@ -20,6 +20,10 @@ BuiltinMetric = Literal[
 Arm = Literal["zero_shot", "few_shot", "prompted"]
 LOWER_IS_BETTER = frozenset({"perplexity"})
 """Metrics of which a smaller value is the better one."""
+ROW_FIELDS = frozenset({"id", "question", "messages", "reference", "answer", "prompt_ids", "metadata"})
+"""Fields of a row of answers, beside which every metric has a field of its own."""
+TASK_FILES = (".yaml", ".yml")
+"""Endings that tell a harness task of the user's own from one by name."""
 
 
 class GraderConfig(Block):
@@ -35,6 +39,9 @@ class GraderConfig(Block):
     """all: the share of keywords found is the score; any: one is enough for 1."""
     path: str | None = None
     """FILE.py:FUNCTION, called with (answer, reference, metadata), returns a number from 0 to 1."""
+
+    # The file's digest and the function's name are inputs of the phases.
+    not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"path"})
 
 
 class BaselineConfig(Block):
@@ -56,11 +63,14 @@ class EncoderConfig(Block):
     device: Literal["cpu", "gpu"] = "cpu"
     """Where it computes; on the CPU it takes no GPU memory from the model."""
 
+    # The folder's digest, or else the Hub id, is an input of the phases.
+    not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"model", "device"})
+
 
 class JudgeConfig(Block):
     """A language model that grades answers, behind an OpenAI-compatible endpoint."""
 
-    url: str | None = None
+    url: Annotated[str, AfterValidator(without_secrets)] | None = None
     """Base address, such as http://127.0.0.1:8080/v1."""
     model: str = "judge"
     """Name of the model at the endpoint."""
@@ -72,6 +82,8 @@ class JudgeConfig(Block):
     """Seconds to wait for one verdict."""
     parallel: int = Field(default=4, ge=1, le=64)
     """Verdicts asked for at once."""
+
+    not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"timeout", "parallel"})
 
 
 class DiversityConfig(Block):
@@ -95,16 +107,22 @@ class GeneralConfig(Block):
     path: str | None = None
     """A set of your own, JSONL of {question, choices, answer}; null takes the shipped one."""
 
+    # The file's digest is an input of the phases.
+    not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"path"})
+
 
 class HarnessConfig(Block):
     """Public benchmarks through lm-evaluation-harness (extra: harness)."""
 
     tasks: tuple[str, ...] = ()
-    """Task names; none by default."""
+    """Task names, or YAML files of your own; none by default."""
     shots: int | None = Field(default=None, ge=0)
     """Solved examples before each question; null takes the task's own number."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first questions of each task."""
+
+    # Names of tasks, and digests of task files with their data, are inputs of the phases.
+    not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"tasks"})
 
 
 class EvaluationConfig(Block):
@@ -153,4 +171,7 @@ class EvaluationConfig(Block):
         shadowed = sorted(set(self.graders) & set(BuiltinMetric.__args__))  # type: ignore[attr-defined]
         if shadowed:
             raise ValueError(f"graders.{shadowed[0]} has the name of a built-in metric; choose another")
+        taken = sorted(set(self.graders) & ROW_FIELDS)
+        if taken:
+            raise ValueError(f"graders.{taken[0]} has the name of a field of the answers' rows; choose another")
         return self

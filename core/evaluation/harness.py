@@ -1,5 +1,6 @@
 """Public benchmarks through lm-evaluation-harness, an extra."""
 
+import glob
 import importlib.util
 import math
 from collections.abc import Sequence
@@ -7,13 +8,14 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+import yaml
+
 from core.artifacts import fingerprint
 from core.errors import ConfigError, DataError, FactoryError
-from core.evaluation.config import HarnessConfig
+from core.evaluation.config import TASK_FILES, HarnessConfig
 from core.evaluation.reports import Suite
 from core.evaluation.statistics import Interval, mean_interval
 
-FILE_ENDINGS = (".yaml", ".yml")
 RESAMPLES = 1000
 """Of the harness's own bootstrap, for metrics that are no mean over questions."""
 
@@ -31,8 +33,69 @@ def check_harness(config: HarnessConfig, base: Path) -> None:
             fix="pip install 'data-factory[harness]'",
         )
     for task in config.tasks:
-        if task.endswith(FILE_ENDINGS) and not (base / task).is_file():
+        if task.endswith(TASK_FILES) and not (base / task).is_file():
             raise ConfigError(f"there is no task file {base / task}", where="evaluation.harness.tasks")
+
+
+def task_files(config: HarnessConfig, base: Path) -> dict[str, list[Path]]:
+    """List the files behind each task: none for one by name, else the YAML file and what it names that exists.
+
+    Followed are the keys include, dataset_path, dataset_kwargs and every ``!function module.name``; paths count
+    from the YAML file's folder and from the current one, where ``datasets`` looks.
+
+    Args:
+        config: Tasks.
+        base: Folder that task files are relative to.
+    """
+    return {
+        task: _named_by((base / task).resolve(), set()) if task.endswith(TASK_FILES) else []
+        for task in config.tasks
+    }
+
+
+def _named_by(file: Path, seen: set[Path]) -> list[Path]:
+    if file in seen or not file.exists():
+        return []
+    seen.add(file)
+    if not file.name.endswith(TASK_FILES):
+        return [file]
+    named = (place for text in _places(file) for place in _found(text, file.parent))
+    return [file, *(each for place in named for each in _named_by(place, seen))]
+
+
+def _found(text: str, folder: Path) -> list[Path]:
+    roots = (folder, Path.cwd())
+    return [(root / place).resolve() for root in roots for place in sorted(glob.glob(text, root_dir=root))]  # noqa: PTH207 - absolute globs
+
+
+def _places(file: Path) -> list[str]:
+    """Return the texts of a task file that may name other files; an unreadable one has none."""
+    modules: list[str] = []
+
+    class Loader(yaml.SafeLoader):
+        """Reads tags of the harness as text; runs nothing."""
+
+    def tagged(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> str:
+        text = str(node.value)
+        modules.append(text.rpartition(".")[0] + ".py")
+        return text
+
+    Loader.add_multi_constructor("!", tagged)
+    try:
+        settings = yaml.load(file.read_text(encoding="utf-8"), Loader)  # noqa: S506 - a SafeLoader
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
+        return []
+    if not isinstance(settings, dict):
+        return []
+    chosen = [settings.get(key) for key in ("include", "dataset_path", "dataset_kwargs")]
+    return [*modules, *_texts(chosen)]
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, dict | list):
+        each = value.values() if isinstance(value, dict) else value
+        return [text for one in each for text in _texts(one)]
+    return [value] if isinstance(value, str) and value else []
 
 
 def run_harness(
@@ -89,9 +152,9 @@ def _evaluated(
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    tasks = [str((base / task).resolve()) if task.endswith(FILE_ENDINGS) else task for task in config.tasks]
+    tasks = [str((base / task).resolve()) if task.endswith(TASK_FILES) else task for task in config.tasks]
     # Reading the index of thousands of built-in tasks takes half a minute.
-    manager = TaskManager(include_defaults=any(not task.endswith(FILE_ENDINGS) for task in tasks))
+    manager = TaskManager(include_defaults=any(not task.endswith(TASK_FILES) for task in tasks))
     _known(manager, tasks)
     try:
         results: dict[str, Any] = lm_eval.simple_evaluate(
@@ -121,7 +184,7 @@ def _evaluated(
 
 
 def _known(manager: Any, tasks: Sequence[str]) -> None:
-    missing = [task for task in tasks if not task.endswith(FILE_ENDINGS) and not manager.match_tasks([task])]
+    missing = [task for task in tasks if not task.endswith(TASK_FILES) and not manager.match_tasks([task])]
     if missing:
         raise ConfigError(
             f"lm-evaluation-harness has no task {missing[0]!r}",

@@ -85,7 +85,7 @@ class Judge:
         """
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
             raise ConfigError(
-                f"{url!r} is no address", where="evaluation.judge.url", fix="such as http://127.0.0.1:8080/v1"
+                "is no address", where="evaluation.judge.url", fix="such as http://127.0.0.1:8080/v1"
             )
         self._url, self._model, self._instructions = (
             url.rstrip("/") + "/chat/completions",
@@ -182,7 +182,7 @@ class Judge:
         return {"model": self._model, "messages": turns, "temperature": 0, "max_tokens": 512}
 
     def _digest(self, case: Case) -> str:
-        text = json.dumps(self._body(case), sort_keys=True)
+        text = json.dumps({"url": self._url, **self._body(case)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

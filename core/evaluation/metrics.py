@@ -1,9 +1,13 @@
 """From answers to the scores of a metric, whichever it is: text, likelihood, encoder or judge."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from core.errors import ConfigError, DataError, FactoryError
 from core.evaluation.aggregate import PERPLEXITY, Measured, aggregate
@@ -14,6 +18,7 @@ from core.evaluation.questions import Question
 from core.evaluation.responders import Answer, Message, Responder, Scorer, Tick
 
 SIMILARITY, JUDGE = "similarity", "judge"
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 class Tools(NamedTuple):
@@ -62,11 +67,25 @@ def check_metrics(config: EvaluationConfig, base: Path) -> None:
             where="evaluation.encoder.model",
             fix="name a folder or Hub id, such as sentence-transformers/all-MiniLM-L6-v2",
         )
+    if SIMILARITY in names or config.diversity.samples:
+        _check_encoder(config.encoder.model, base)
     if JUDGE in names and config.judge.url is None:
         raise ConfigError(
             "the metric judge needs an endpoint",
             where="evaluation.judge.url",
             fix="give the base address of an OpenAI-compatible server, such as http://127.0.0.1:8080/v1",
+        )
+
+
+def _check_encoder(model: str | None, base: Path) -> None:
+    """Find out that a folder is missing or empty before hours of answers; a Hub id is left to the loader."""
+    if model is None or (not (base / model).exists() and _HUB_ID.fullmatch(model)):
+        return
+    if not (base / model / "config.json").is_file():
+        raise ConfigError(
+            f"there is no encoder in {base / model}",
+            where="evaluation.encoder.model",
+            fix="name a folder with config.json, tokenizer.json and *.safetensors, or a Hub id",
         )
 
 
@@ -117,10 +136,10 @@ def _checked(name: str, asked: Asked, grade: Grade) -> float:
     except FactoryError as error:
         what, fix = getattr(error, "what", str(error)), getattr(error, "fix", "")
         raise DataError(what, where=where, fix=fix) from error
-    except Exception as error:  # A grader of the user's may raise anything.
+    except (Exception, SystemExit) as error:  # A grader of the user's may raise anything.
         raise DataError(f"the grader failed: {type(error).__name__}: {error}", where=where) from error
-    # A bool is what a yes-or-no grader gives.
-    if not isinstance(score, int | float) or not math.isfinite(score) or not 0 <= score <= 1:
+    # A bool is what a yes-or-no grader gives; NumPy's own is no Real. NaN is never within bounds.
+    if not isinstance(score, Real | np.bool_) or not 0 <= score <= 1:
         raise DataError(f"the grader gave {score!r}, which is no number from 0 to 1", where=where)
     return float(score)
 

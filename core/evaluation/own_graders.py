@@ -99,7 +99,7 @@ def _module(path: Path, where: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # Whatever the user's code raises.
+    except (Exception, SystemExit) as error:  # Whatever the user's code raises, sys.exit included.
         raise ConfigError(
             f"{path.name} fails when loaded: {type(error).__name__}: {error}", where=f"{where}.path"
         ) from error

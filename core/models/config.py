@@ -1,6 +1,6 @@
 """Settings of the models room."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -44,7 +44,7 @@ class ModelConfig(Block):
     @model_validator(mode="before")
     @classmethod
     def _one_spelling(cls, data: Any) -> Any:
-        """Fold the spellings of the framework into one, and 8 bits into the place of the 4-bit default."""
+        """Fold the spellings of the framework into one."""
         if not isinstance(data, dict):
             return data
         data = dict(data)
@@ -61,11 +61,17 @@ class ModelConfig(Block):
                 )
             if wanted:
                 data["framework"] = "unsloth"
-        if data.get("load_in_8bit") is True:
-            if data.get("load_in_4bit") is True:
-                raise ValueError("load_in_4bit and load_in_8bit are both true; a base is held in one of them")
-            data["load_in_4bit"] = False
         return data
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        """Let 8 bits take the place of the 4-bit default, and of nothing that was asked for."""
+        if self.load_in_8bit and self.load_in_4bit:
+            if "load_in_4bit" in self.model_fields_set:
+                raise ValueError("load_in_4bit and load_in_8bit are both true; a base is held in one of them")
+            # The block is frozen for its users; here it is still being made.
+            object.__setattr__(self, "load_in_4bit", False)
+        return self
 
 
 class LoraConfig(Block):

@@ -1,6 +1,7 @@
 """Bases held in 4 or 8 bits by bitsandbytes while an adapter is trained on them."""
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -33,6 +34,12 @@ def quantization_of(config: ModelConfig, compute: torch.dtype) -> BitsAndBytesCo
         bnb_4bit_use_double_quant=config.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=compute,
     )
+
+
+def count_weights(parameter: torch.nn.Parameter) -> int:
+    """Return how many weights a parameter stands for: 4-bit storage packs two into a byte."""
+    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    return math.prod(shape) if shape is not None else parameter.numel()
 
 
 def ready_for_training(model: PreTrainedModel) -> PreTrainedModel:

@@ -84,6 +84,8 @@ class QuantReport(Frozen):
     """The merged model's architecture."""
     parity: Distance | None = None
     """Logits of the 16-bit GGUF against the merged model's: an export bug shows here."""
+    reference_dtype: str = ""
+    """Dtype in which the merged model's logits were computed: float32, or bfloat16 for want of memory."""
     causes: tuple[str, ...] = ()
     """What usually goes wrong in exports of this family, for the message about such a bug."""
     source_type: str = "f16"

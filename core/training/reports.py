@@ -40,6 +40,8 @@ class TrainReport(Frozen):
     """Validation loss by step, oldest first."""
     trainable_parameters: int
     parameters: int
+    merged_eval_loss: float | None = None
+    """Validation loss of the merged model; the kept adapter's own was measured on the base as it was held."""
     merge_error: float
     """Largest logit difference between base + adapter and the merged model."""
     unmerge_error: float = 0.0

@@ -7,16 +7,11 @@ from torch import nn
 
 from core.data.batches import Batch, collate, collate_packed, pack_bins
 from core.data.chat import Encoded
-from core.errors import ConfigError
 from core.models.engines import framework_of
 from core.training.config import TrainingConfig
 from core.training.head import causal_model
+from core.training.packing import packing_obstacle, unpackable
 
-DENSE = frozenset({
-    "cohere", "cohere2", "gemma", "gemma2", "gemma3", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3",
-    "qwen2", "qwen3", "smollm3", "starcoder2",
-})  # fmt: skip
-"""Model types whose layers mix tokens by attention alone, so that a mask keeps documents apart."""
 MASKED_ATTENTION = frozenset({"sdpa", "eager"})
 """Attention implementations that Transformers gives a mask made from the positions of packed rows."""
 
@@ -79,25 +74,11 @@ def require_packable(model: nn.Module, window: int | None) -> None:
             of a short document depends on the longest one beside it.
     """
     settings: Any = causal_model(model).config
-    kind, attention = settings.model_type, getattr(settings, "_attn_implementation", None)
-    text = settings.get_text_config()
-    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    original = rope.get("original_max_position_embeddings") or getattr(
-        text, "original_max_position_embeddings", None
-    )
-    reason = ""
-    if framework_of(model) != "hf":
-        reason = f"the {framework_of(model)} engine is not known to keep documents of one row apart"
-    elif kind not in DENSE:
-        reason = f"models of type {kind} are not known to keep documents of one row apart"
-    elif attention not in MASKED_ATTENTION:
-        reason = f"the attention implementation {attention} does not keep documents of one row apart"
-    elif rope.get("rope_type") in {"longrope", "dynamic"} and (window or 0) > (original or 0):
-        reason = f"its positions are scaled by the longest document of a batch beyond {original} tokens"
-    if reason:
-        raise ConfigError(
-            f"this model cannot be trained on packed rows: {reason}",
-            where="training.packing",
-            fix="set training.packing: false"
-            + (f" or model.max_seq_length: {original}" if "scaled" in reason else ""),
+    attention = getattr(settings, "_attn_implementation", None)
+    obstacle = packing_obstacle(settings.to_dict(), framework_of(model), window)
+    if obstacle is None and attention not in MASKED_ATTENTION:
+        obstacle = unpackable(
+            f"the attention implementation {attention} does not keep documents of one row apart"
         )
+    if obstacle:
+        raise obstacle

@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from core.artifacts import atomic_path, write_json
-from core.data.batches import step_batches
+from core.data.batches import collate, step_batches
 from core.errors import ConfigError
 from core.models.engines import framework_of
-from core.models.quantized import base_format
+from core.models.quantized import base_format, count_weights
 from core.sinks import MetricSink
 from core.training.checkpoints import TrainingCheckpoints
 from core.training.config import TrainingConfig
@@ -205,7 +205,7 @@ class _Tuning:
         return mean_loss(self.model, batches, self.device, self.cast, self.step.loss)
 
     def _tuned(self, progress: Progress, seconds: float) -> Tuned:
-        sizes = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
+        sizes = [(count_weights(p), p.requires_grad) for p in self.model.parameters()]
         on_gpu = self.device.type == "cuda"
         return Tuned(
             progress,
@@ -270,3 +270,19 @@ def save_adapter(model: PeftModel, target: Path) -> None:
         settings = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))
         settings["target_modules"] = sorted(settings["target_modules"])
         write_json(part / "adapter_config.json", settings)
+
+
+def validation_loss(model: PreTrainedModel, inputs: SftInputs, size: int) -> float | None:
+    """Return the validation loss of a model as it is, without an adapter; None without validation rows.
+
+    Args:
+        model: The model, in the precision it is to be judged in.
+        inputs: Tokenized examples; the validation rows are read one example a row.
+        size: Rows at once.
+    """
+    if not inputs.val:
+        return None
+    device = next(model.parameters()).device
+    batches = (collate(inputs.val[n : n + size], inputs.pad_id) for n in range(0, len(inputs.val), size))
+    with explained():
+        return mean_loss(model, batches, device, autocast(device, None))

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 from core.data.config import SourceConfig
 from core.data.quality import check_patterns
 from core.data.sources import kind_of, open_sources
-from core.errors import UserError
+from core.errors import ConfigError, UserError
 from core.models.frameworks import find_obstacle
 from core.models.resources import count_parameters, published_shape, shape_from_config
+from core.training.packing import packing_obstacle
 from flows.config_file import resolve_path
 from flows.measuring import judge_variable
 from flows.preflight.fit import find_advice, find_estimates, find_shortfalls
@@ -38,6 +40,7 @@ def preflight(config: RunConfig, config_path: Path, workspace: Path) -> Prefligh
     findings += _measuring_findings(config)
     model, of_model = find_model(config, config_path)
     findings += of_model
+    findings += _packing_findings(config, model.config if model else {}, device)
     shape = shape_from_config(model.config) if model and model.config else published_shape(config.model.name)
     estimates: list[Estimate] = []
     if model and shape:
@@ -102,8 +105,24 @@ def _software_findings(config: RunConfig, device: Device) -> Iterator[Finding]:
     if obstacle is None:
         return
     where = "model.framework"
+    # What no machine can do is wrong in the config; the rest is missing on this one.
+    kind: Literal["setting", "software"] = "setting" if isinstance(obstacle, ConfigError) else "software"
     if config.model.fall_back:
         what = f"{obstacle.what}; hf trains instead, as model.fall_back allows"
-        yield Finding(level="warning", kind="software", where=where, what=what)
+        yield Finding(level="warning", kind=kind, where=where, what=what)
     else:
-        yield Finding(level="error", kind="software", where=where, what=obstacle.what, fix=obstacle.fix)
+        yield Finding(level="error", kind=kind, where=where, what=obstacle.what, fix=obstacle.fix)
+
+
+def _packing_findings(config: RunConfig, settings: dict[str, Any], device: Device) -> Iterator[Finding]:
+    """Say why this model cannot be trained on packed rows, before hours of measuring it untrained."""
+    wanted = config.model
+    falls_back = wanted.fall_back and find_obstacle(wanted.framework, has_gpu=device.is_gpu)
+    framework = "hf" if falls_back else wanted.framework
+    obstacle = (
+        packing_obstacle(settings, framework, wanted.max_seq_length) if config.training.packing else None
+    )
+    if obstacle:
+        yield Finding(
+            level="error", kind="setting", where=obstacle.where, what=obstacle.what, fix=obstacle.fix
+        )

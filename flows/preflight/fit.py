@@ -28,6 +28,8 @@ from flows.preflight.machine import Device, nearest_folder
 from flows.preflight.report import Estimate, Finding
 from flows.run_config import RunConfig
 
+MERGE_PROBE = 256
+"""Tokens that merging compares logits on (tasks.finetune)."""
 RUNTIME_BYTES = GB
 """What a process holds before the first weight: libraries, and on a GPU the CUDA context."""
 GPU_HOST_BYTES = 4 * GB
@@ -123,7 +125,7 @@ def _memory_estimates(config: RunConfig, shape: ModelShape, device: Device, widt
     phases: dict[str, Memory] = {
         "baseline, evaluate": _asking(config, shape, width, asked.batch_size),
         "finetune": estimate_training(shape, config.lora, load),
-        "merge": estimate_merge(shape, config.lora, width, probe=load.window),
+        "merge": estimate_merge(shape, config.lora, width, probe=min(MERGE_PROBE, load.window)),
     }
     place = "GPU memory" if device.is_gpu else "memory"
     rows = [

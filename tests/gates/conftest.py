@@ -180,6 +180,7 @@ def training():
         trainable_parameters=1000,
         parameters=100_000,
         merge_error=1e-5,
+        merged_eval_loss=0.82,
         seconds=30.0,
         device="cpu",
         error=None,

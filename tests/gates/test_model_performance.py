@@ -167,7 +167,7 @@ def test_training_loss_must_fall(baseline, tuned, training, final, closed):
 )
 def test_validation_loss_may_rise_by_a_tenth(baseline, tuned, training, losses, closed):
     points = tuple(EvalLoss(step=10 * place, loss=loss) for place, loss in enumerate(losses))
-    report = training.model_copy(update={"eval_losses": points})
+    report = training.model_copy(update={"eval_losses": points, "merged_eval_loss": (losses or (0,))[-1]})
     assert failed(baseline, tuned, report) == ({"validation loss rise"} if closed else set())
 
 
@@ -511,8 +511,18 @@ def test_training_that_ended_early_is_training_that_ended(baseline, tuned, train
 )
 def test_the_adapter_that_was_kept_is_judged(baseline, tuned, training, kept, closed):
     points = tuple(EvalLoss(step=s, loss=loss) for s, loss in ((60, 0.8), (120, 0.88), (180, 1.2)))
-    report = training.model_copy(update={"eval_losses": points, "kept_step": kept})
+    fields = {"eval_losses": points, "kept_step": kept, "merged_eval_loss": 0.8}
+    report = training.model_copy(update=fields)
     assert failed(baseline, tuned, report) == ({"validation loss rise"} if closed else set())
+
+
+@pytest.mark.parametrize(
+    ("merged", "closed"),
+    [(0.5, False), (0.8, False), (0.879, False), (0.881, True), (9.0, True), (None, True)],
+)
+def test_a_merged_model_must_have_learnt_what_the_adapter_had(baseline, tuned, training, merged, closed):
+    report = training.model_copy(update={"kept_step": 120, "merged_eval_loss": merged})
+    assert failed(baseline, tuned, report) == ({"merged validation loss rise"} if closed else set())
 
 
 # What it forgot

@@ -35,7 +35,7 @@ def child(base: Path, framework: str, target: Path) -> None:
     draw = torch.Generator().manual_seed(1)
     # Both start from B = 0, where an adapter does nothing.
     with torch.no_grad():
-        for name, weight in sorted(model.named_parameters()):
+        for _, weight in sorted(model.named_parameters()):
             if weight.requires_grad:
                 weight.copy_(0.02 * torch.randn(weight.shape, generator=draw))
     vocabulary = model.config.get_text_config().vocab_size

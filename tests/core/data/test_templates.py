@@ -3,7 +3,9 @@ from jinja2 import TemplateError
 
 from core.data.chat import ChatTokenizer
 from core.data.config import ChatTemplateName
-from core.data.templates import shipped, suggest, template_for
+from core.data.records import Message
+from core.data.templates import shipped, suggest, template_for, without_today
+from core.deployment.llama.template import render
 from core.errors import ModelError
 from tests.families import FAMILIES, VARIANTS, tokenizer_for
 
@@ -184,3 +186,28 @@ def test_published_gemma_refuses_what_ours_takes():
     with pytest.raises(TemplateError, match="alternate"):
         tokenizer.apply_chat_template(turns, tokenize=False)
     assert tokenizer.apply_chat_template(turns, chat_template=shipped("gemma-3"), tokenize=False)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "{{ strftime_now('%d %b %Y') }}",
+        '{% if strftime_now is defined %}{{ strftime_now( "%d %b %Y" ) }}{% endif %}',
+        "{% set form = '%d %b %Y' %}{{ strftime_now(form) }}",
+    ],
+)
+def test_a_template_that_writes_todays_date_writes_a_fixed_one(written: str):
+    assert render(without_today(written), [], {}) == "26 Jul 2024"
+
+
+def test_a_template_without_a_date_is_left_alone():
+    assert without_today(shipped("llama-3")) == shipped("llama-3")
+
+
+def test_the_prompt_of_a_dated_family_is_the_same_on_every_day():
+    tokenizer = tokenizer_for("llama-3.2")
+    assert "strftime_now" in tokenizer.chat_template
+    chat = ChatTokenizer(tokenizer, tokenizer.chat_template)
+    asked = [Message(role="user", content="Hi")]
+    assert "26 Jul 2024" in chat.render(asked, add_generation_prompt=True)
+    assert "strftime_now" not in chat.serving_template

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from core.models.adapters import attach
 from core.models.config import LoraConfig, ModelConfig
 from core.models.loading import load_folder, load_model
-from core.models.quantized import base_format, quantization_of
+from core.models.quantized import base_format, count_weights, quantization_of
 
 IDS = torch.arange(6, 30)[None]
 LORA = LoraConfig(r=4, use_gradient_checkpointing=False)
@@ -185,3 +185,13 @@ def test_the_note_that_int8_repeats_on_every_call_is_dropped_and_no_other(base_f
     ]
     held(base_folder, load_in_8bit=True)
     assert len(logger.filters) == 1
+
+
+def test_packed_weights_are_counted_as_what_they_stand_for(wide_folder: Path):
+    whole = sum(p.numel() for p in load_folder(wide_folder).parameters())
+    packed = load_model(ModelConfig(name=str(wide_folder), max_seq_length=256), trainable=True)
+    assert (
+        sum(count_weights(p) for p in packed.parameters())
+        == whole
+        > sum(p.numel() for p in packed.parameters())
+    )

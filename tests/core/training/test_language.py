@@ -1,6 +1,7 @@
 """The step function against Hugging Face's own loss, and its invariances."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,11 @@ from torch.nn.functional import cross_entropy
 
 from core.data.batches import Batch, collate
 from core.data.chat import IGNORE_INDEX, Encoded
+from core.models.loading import load_folder
 from core.training.language import LanguageStep, autocast, loss_sum, mean_loss, trained_tokens
+from core.training.rows import SftInputs
+from core.training.sft import validation_loss
+from tests.families import build
 
 CPU = torch.device("cpu")
 
@@ -129,3 +134,19 @@ def test_a_step_counts_trained_tokens_and_tokens_read_without_padding(model):
     seen = LanguageStep(model, CPU, autocast(CPU, None))([collate(items[:3], 1), collate(items[3:], 1)])
     assert seen.tokens == sum(sum(label != IGNORE_INDEX for label in item.labels[1:]) for item in items)
     assert seen.read == sum(len(item.input_ids) for item in items)
+
+
+def test_the_validation_loss_of_a_model_weighs_tokens_and_not_rows(tmp_path: Path):
+    model = load_folder(build("qwen3", tmp_path))
+    rows = [
+        Encoded([5, 6, 7, 8], [-100, 6, 7, 8]),
+        Encoded([9, 10], [-100, 10]),
+        Encoded([4, 3, 2], [-100, -100, 2]),
+    ]
+    total = 0.0
+    for row in rows:
+        ids = torch.tensor([row.input_ids])
+        scores = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        total -= sum(float(scores[n, t].detach()) for n, t in enumerate(row.labels[1:]) if t != -100)
+    assert validation_loss(model, SftInputs((), rows, 0), 2) == pytest.approx(total / 5, rel=1e-5)
+    assert validation_loss(model, SftInputs((), (), 0), 2) is None
