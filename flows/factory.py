@@ -82,9 +82,7 @@ def chain(name: str, run: RunConfig) -> str:
     files, judged = files_of(run.evaluation), gates.model_performance
     base = baseline(model, splits.artifact, run.evaluation, files, template)
     beaten = compare(base.report, judged.compare_to)
-    through(
-        baseline_established(base.report, splits.report, gates.baseline_established, judged.compare_to)
-    )
+    through(baseline_established(base.report, splits.report, gates.baseline_established, judged.compare_to))
 
     tuned = finetune(model, splits.artifact, run.model, run.lora, run.training, run.save, template)
     scored = evaluate(tuned.artifact, splits.artifact, run.evaluation, files, template)

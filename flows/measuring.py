@@ -49,8 +49,7 @@ def judge_variable(evaluation: EvaluationConfig) -> str | None:
 
 
 def with_paths(evaluation: EvaluationConfig, anchor: Callable[[str], str]) -> EvaluationConfig:
-    """Return the block with every path in it put through ``anchor``: graders, everyday knowledge,
-    the encoder, task files of the harness."""
+    """Return the block with every path in it put through ``anchor``: graders, questions, encoder, tasks."""
 
     def anchored(path: str | None) -> str | None:
         file, colon, function = (path or "").rpartition(":")

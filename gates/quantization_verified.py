@@ -70,7 +70,10 @@ def _parity(made: QuantReport, thresholds: QuantizationVerified) -> list[Check]:
     )
     told = f"the export of {made.family or 'the model'} is wrong if this fails; {causes}".rstrip("; ")
     if made.reference_dtype not in ("", "float32"):
-        told = f"the model's own logits were computed in {made.reference_dtype} for want of memory, which alone can be why this fails; else {told}"
+        told = (
+            f"the model's own logits were computed in {made.reference_dtype} for want of memory, "
+            f"which alone can be why this fails; else {told}"
+        )
     kl, agreement = (found.kl, found.argmax_agreement) if found else (None, None)
     return [
         *distance_checks("16-bit logits", found),

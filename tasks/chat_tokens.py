@@ -27,7 +27,8 @@ def chat_tokenizer(folder: Path, fallback: ChatTemplateName) -> "ChatTokenizer":
     """Load a model folder's tokenizer; ``fallback`` names the template if it brings none."""
     from core.data.chat import ChatTokenizer
     from core.data.templates import template_for
-    from core.models.loading import load_tokenizer
+    from core.models.loading import load_tokenizer, read_hf_config
 
     tokenizer = load_tokenizer(str(folder))
-    return ChatTokenizer(tokenizer, template_for(tokenizer, fallback))
+    kind = read_hf_config(folder).get("model_type")
+    return ChatTokenizer(tokenizer, template_for(tokenizer, fallback, model_type=kind))

@@ -72,12 +72,12 @@ def set_up(
     """
     rows = list(read_jsonl(scored.verified()))
     passages = read_passages(merged, rows, examples)
+    references, dtype = reference_logits(merged, passages, work)
     encode = encoder(merged)
     longest = max(len(row["prompt_ids"]) for row in rows) + config.max_new_tokens
-    needed = [*(len(passage.ids) for passage in passages), *shown_lengths(test, config, encode)]
+    needed = [*(len(reference.ids) for reference in references), *shown_lengths(test, config, encode)]
     window = max(128, longest, *needed) + 8
     opened = opened_with(merged, window, serving)
-    references, dtype = reference_logits(merged, passages, work)
     return Bench(rows, references, test, config, with_tools(merged), encode, window, opened, dtype)
 
 

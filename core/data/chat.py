@@ -220,8 +220,8 @@ class ChatTokenizer:
     def encode_documents(self, texts: Sequence[str], max_length: int) -> list[list[Encoded]]:
         """Return the training examples of plain texts: BOS, the text, EOS, all of it trained.
 
-        A long text is cut into windows. Each starts with the last token of the one before, which it only
-        reads, for the first token of an example cannot be predicted: so every token is trained exactly once.
+        A long text is cut into windows; each starts with the last token of the one before, which it only reads:
+        so every token is trained exactly once.
 
         Args:
             texts: Plain texts.
@@ -229,7 +229,8 @@ class ChatTokenizer:
         """
         end = self.tokenizer.eos_token_id
         closing = [end] if isinstance(end, int) else []
-        return [_windows(self._with_bos(ids) + closing, max_length) for ids in self._tokenise(texts)]
+        ids = self._tokenise([self._control.cut(text) for text in texts])
+        return [_windows(self._with_bos(each) + closing, max_length) for each in ids]
 
     def encode_document(self, text: str, max_length: int) -> list[Encoded]:
         """Return the training examples of one plain text; see ``encode_documents``."""

@@ -1,6 +1,5 @@
 """Settings of the data room."""
 
-import re
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator

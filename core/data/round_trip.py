@@ -5,7 +5,7 @@ Nothing here asks how the mask was made: the tokens are decoded and held against
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from core.data.chat import IGNORE_INDEX, ChatTokenizer, Encoded
@@ -59,10 +59,13 @@ class _Checker:
 
     def __init__(self, chat: ChatTokenizer) -> None:
         self.chat = chat
-        specials = {str(t) for t in chat.tokenizer.added_tokens_decoder.values() if t.special}
+        added = list(chat.tokenizer.added_tokens_decoder.values())
+        specials = {str(t) for t in added if t.special}
         specials |= set(chat.tokenizer.all_special_tokens)
-        longest_first = sorted(specials, key=len, reverse=True)
-        self.special = "|".join(re.escape(token) for token in longest_first) or r"(?!)"
+        self.special = _either(specials)
+        self.swallows_before = _either(token for token in added if token.lstrip)
+        swallowing = [token for token in added if token.rstrip]
+        self.swallows_after, self.opens_bare = _either(swallowing), bool(swallowing)
         self.has_soft_spaces = TokenText(chat.tokenizer).has_soft_spaces
 
     def check(self, row: EncodedRow) -> _Failures:
@@ -81,8 +84,7 @@ class _Checker:
 
     def _turn(self, row: Conversation, place: int) -> tuple[str, str]:
         """Return a turn's prompt and what follows it, as the template writes them."""
-        prompt = self.chat.render(row.messages[:place], add_generation_prompt=True)
-        return prompt, self.chat.render(row.messages[: place + 1])[len(prompt) :]
+        return self.chat.parts(row.messages[: place + 1])
 
     def _wrong_texts(self, examples: Sequence[Encoded], texts: Sequence[str]) -> Iterator[str]:
         if len(examples) != len(texts):
@@ -99,9 +101,10 @@ class _Checker:
         for run, answer, place in zip(runs, answers, answered, strict=True):
             said = row.row.messages[place].content
             got, wanted = self._level(self._decode(run)), self._level(answer)
+            wanted = wanted.lstrip() if self.opens_bare else wanted
             # After the trained tokens only the template's own closing may follow.
             left = re.sub(self.special, "", wanted.removeprefix(got)).strip()
-            if not wanted.startswith(got) or left or _even(said) not in got:
+            if not wanted.startswith(got) or left or self._level(_even(said)) not in got:
                 return f"the trained tokens spell {_difference(got, wanted)}"
         return ""
 
@@ -122,6 +125,9 @@ class _Checker:
         bos = self.chat.tokenizer.bos_token
         while bos and text.startswith(str(bos)):
             text = text.removeprefix(str(bos))
+        # Phi's control tokens swallow the white space beside them.
+        text = re.sub(rf"\s+({self.swallows_before})", r"\1", text)
+        text = re.sub(rf"({self.swallows_after})\s+", r"\1", text)
         if self.has_soft_spaces:
             text = re.sub(rf"(^|{self.special}) +", r"\1", text)
         return unicodedata.normalize("NFC", text)
@@ -138,6 +144,11 @@ def trained_runs(example: Encoded) -> list[list[int]]:
             runs[-1].append(token)
         before = label
     return runs
+
+
+def _either(tokens: Iterable[object]) -> str:
+    longest_first = sorted(map(str, tokens), key=len, reverse=True)
+    return "|".join(map(re.escape, longest_first)) or r"(?!)"
 
 
 def _even(text: str) -> str:

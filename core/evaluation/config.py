@@ -173,5 +173,7 @@ class EvaluationConfig(Block):
             raise ValueError(f"graders.{shadowed[0]} has the name of a built-in metric; choose another")
         taken = sorted(set(self.graders) & ROW_FIELDS)
         if taken:
-            raise ValueError(f"graders.{taken[0]} has the name of a field of the answers' rows; choose another")
+            raise ValueError(
+                f"graders.{taken[0]} has the name of a field of the answers' rows; choose another"
+            )
         return self

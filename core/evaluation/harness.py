@@ -57,6 +57,9 @@ def _named_by(file: Path, seen: set[Path]) -> list[Path]:
     if file in seen or not file.exists():
         return []
     seen.add(file)
+    if Path.cwd().is_relative_to(file):
+        # A folder around everything: what this run writes is not the task's data.
+        return [place for place in sorted(file.iterdir()) if place.is_file()]
     if not file.name.endswith(TASK_FILES):
         return [file]
     named = (place for text in _places(file) for place in _found(text, file.parent))
@@ -82,7 +85,7 @@ def _places(file: Path) -> list[str]:
 
     Loader.add_multi_constructor("!", tagged)
     try:
-        settings = yaml.load(file.read_text(encoding="utf-8"), Loader)  # noqa: S506 - a SafeLoader
+        settings = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
         return []
     if not isinstance(settings, dict):

@@ -168,6 +168,25 @@ def test_a_wrong_override_is_named(write: Write, override: str, words: str) -> N
         load_config(path, [override])
 
 
+@pytest.mark.parametrize(
+    ("text", "overrides", "label"),
+    [
+        (
+            "split: {train: 0.8, val: 0.1, test: 0.1}\n",
+            ["split.train=0.9"],
+            "-o split.train=0.9: split train",
+        ),
+        ("training: {bf16: true}\n", ["training.fp16=true"], "-o training.fp16=true: training.fp16 fp16 and"),
+        ("training: {fp16: true}\n", ["training.bf16=true"], "-o training.bf16=true: training.fp16 fp16 and"),
+        ("split: {train: 0.9}\n", ["split.seed=4"], "run.yaml:3: split train"),
+    ],
+)
+def test_a_contradiction_is_blamed_on_what_brought_it_about(
+    write: Write, text: str, overrides: list[str], label: str
+) -> None:
+    assert label in complaint(write(LEAST + text), *overrides)
+
+
 # Complaints
 
 

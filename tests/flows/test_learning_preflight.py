@@ -80,6 +80,25 @@ def test_fast_leaves_the_batch_out() -> None:
     assert found.report is not None and found.report.overfit is None
 
 
+def looked_with(**model) -> LearnReport:
+    write("rows.jsonl", pairs(30))
+    run = config([{"path": "rows.jsonl"}])
+    run = run.model_copy(update={"model": run.model.model_copy(update=model)})
+    found = learning(run, CONFIG)
+    assert found.report is not None and found.report.overfit is not None
+    return found.report
+
+
+def test_a_batch_is_learned_by_the_engine_that_takes_anothers_place() -> None:
+    report = looked_with(framework="fused", fall_back=True)
+    assert report.overfit.verdict == "learned"
+
+
+def test_an_engine_that_is_not_here_is_the_reason_why_nothing_is_learned() -> None:
+    report = looked_with(framework="fused")
+    assert (report.overfit.verdict, "not built yet" in report.overfit.reason) == ("skipped", True)
+
+
 def test_every_file_of_a_folder_is_looked_into() -> None:
     write("rows/a.jsonl", pairs(300))
     write("rows/b.jsonl", [{"text": "Accra lies on the coast."}] * 300)

@@ -123,3 +123,25 @@ def test_preflight_loads_graders_and_finds_them_beside_the_config(
     path = config(project, graders.replace("NAME", "missing"))
     told = [f.where for f in preflight(load_config(path), path, tmp_path / "ws").errors]
     assert "evaluation.graders.mine.path" in told
+
+
+@pytest.mark.parametrize(
+    "url", ["https://bob:hunter2@host/v1", "https://host/v1?key=hunter2", "http://x/?token=hunter2"]
+)
+def test_a_secret_in_the_judges_address_is_refused_and_not_repeated(url: str, tmp_path: Path) -> None:
+    found = check({**LEAST, "evaluation": {"judge": {"url": url}}})
+    assert not isinstance(found, RunConfig)
+    assert [problem.keys[0] for problem in found] == ["evaluation.judge.url"]
+    with pytest.raises(ConfigError, match="holds a password") as caught:
+        load_config(config(tmp_path, f"{{judge: {{url: '{url}'}}}}"))
+    assert "hunter2" not in f"{found}{caught.value}"
+
+
+def test_task_files_are_found_beside_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    project.mkdir(), elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    (project / "t.yaml").write_text("task: t\n")
+    (project / "arc_easy").write_text("")
+    run = load_config(config(project, "{harness: {tasks: [t.yaml, arc_easy]}}"))
+    assert run.evaluation.harness.tasks == (str(project / "t.yaml"), "arc_easy")

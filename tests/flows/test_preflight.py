@@ -55,9 +55,11 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_model(Path("tiny"), TINY)
 
 
-def look(model: str = "tiny", **blocks: Any) -> PreflightReport:
+def look(
+    model: str = "tiny", engine: str = "hf", *, falls_back: bool = False, **blocks: Any
+) -> PreflightReport:
     settings = {
-        "model": {"name": model, "max_seq_length": 512},
+        "model": {"name": model, "max_seq_length": 512, "framework": engine, "fall_back": falls_back},
         "sources": [{"path": "rows.jsonl"}],
         **blocks,
     }
@@ -287,21 +289,57 @@ def test_the_shipped_configs_are_valid_on_any_machine(stem: str, monkeypatch: py
     assert report.parameters == count_parameters(shape)
 
 
-@pytest.mark.parametrize(
-    ("framework", "words"),
-    [("fused", "not built yet"), ("unsloth", "pip install 'data-factory\\[unsloth\\]'")],
-)
-def test_an_unavailable_framework_stops_a_run_but_not_validation(framework: str, words: str) -> None:
-    run = RunConfig.model_validate(
-        {
-            "model": {"name": "tiny", "framework": framework, "max_seq_length": 512},
-            "sources": [{"path": "rows.jsonl"}],
-        }
-    )
-    report = preflight(run, CONFIG, WORKSPACE)
-    with pytest.raises(ResourceError, match=words):
+def test_an_engine_that_is_not_installed_stops_a_run_but_not_validation() -> None:
+    report = look(engine="unsloth")
+    with pytest.raises(ResourceError, match="pip install 'data-factory\\[unsloth\\]'"):
         report.raise_errors()
     report.for_any_machine().raise_errors()
+
+
+def test_an_engine_that_no_machine_has_stops_validation_too() -> None:
+    report = look(engine="fused")
+    assert only(report.errors).kind == "setting"
+    with pytest.raises(ConfigError, match="not built yet"):
+        report.for_any_machine().raise_errors()
+    assert only(look(engine="fused", falls_back=True).findings).level == "warning"
+
+
+# Packing
+
+
+LONG = {"rope_type": "longrope", "original_max_position_embeddings": 256}
+OLD = {"rope_scaling": {"type": "su"}, "original_max_position_embeddings": 256}
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ({"model_type": "mamba"}, "models of type mamba"),
+        ({"rope_parameters": LONG}, "beyond 256 tokens"),
+        ({"model_type": "gemma3", "text_config": {**TINY, "rope_parameters": LONG}}, "beyond 256 tokens"),
+        (OLD, "beyond 256 tokens"),
+    ],
+)
+def test_a_model_that_cannot_be_packed_is_refused_before_anything_starts(shape: dict, words: str) -> None:
+    write_model(Path("other"), {**TINY, **shape})
+    assert not [each for each in look("other").errors if each.where == "training.packing"]
+    report = look("other", training={"packing": True})
+    found = only(tuple(each for each in report.errors if each.where == "training.packing"))
+    assert words in found.what and "training.packing: false" in found.fix
+    assert found in report.for_any_machine().errors
+
+
+def test_packing_goes_with_a_dense_model_and_a_window_short_enough() -> None:
+    write_model(Path("long"), {**TINY, "rope_parameters": {**LONG, "original_max_position_embeddings": 512}})
+    assert look(training={"packing": True}).errors == ()
+    assert look("long", training={"packing": True}).errors == ()
+
+
+def test_packing_does_not_go_with_another_engine_but_with_the_one_it_falls_back_to() -> None:
+    packed = {"training": {"packing": True}}
+    report = look(engine="unsloth", **packed).for_any_machine()
+    assert "unsloth engine" in only(report.errors).what
+    assert look(engine="unsloth", falls_back=True, **packed).errors == ()
 
 
 def test_the_disk_is_that_of_the_nearest_existing_folder(tmp_path: Path) -> None:

@@ -133,3 +133,17 @@ def test_a_perplexity_adds_up_over_its_tokens_and_may_exceed_one(arms, split):
 def test_a_perplexity_without_its_token_counts_closes_it(arms, split, weights, closed):
     base = spoil(arms(zero_shot=(0.0,) * 60), 0, **perplexities((2.0, 0.5) * 30, (3.0, 9.0) * 30))
     assert failed(spoil(base, 0, weights=weights), split) == closed
+
+
+@pytest.mark.parametrize(
+    ("compare_to", "closed"),
+    [
+        ("best", set()),
+        ("zero_shot", set()),
+        ("few_shot", {"baseline arm to beat"}),
+        ("prompted", {"baseline arm to beat"}),
+    ],
+)
+def test_an_arm_to_beat_that_was_left_out_closes_it_before_training(arms, split, compare_to, closed):
+    verdict = baseline_established(arms(zero_shot=(0.0,) * 60), split, DEFAULT, compare_to)
+    assert {check.name for check in verdict.failed} == closed

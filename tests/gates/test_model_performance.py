@@ -475,8 +475,8 @@ def test_a_demand_on_a_metric_that_nobody_computed_closes_it(measured, training)
     demand = MetricLimit(min=0.0, max=9.0, min_gain=0.0, max_ratio=9.0)
     closed = failed(base, now, training, ModelPerformance(require={"chrf": demand}))
     assert {"chrf measured", "chrf min", "chrf max", "chrf min_gain", "chrf max_ratio"} <= closed
-    empty = ModelPerformance(require={"chrf": MetricLimit()})
-    assert failed(base, now, training, empty) == {"chrf measured"}
+    least = ModelPerformance(require={"chrf": MetricLimit(min=0.0)})
+    assert failed(base, now, training, least) == {"chrf measured", "chrf min"}
 
 
 def test_a_demand_on_a_metric_that_only_the_tuned_model_has_closes_it(alone, measured, training):

@@ -163,6 +163,16 @@ def test_an_export_bug_names_the_familys_likely_causes(tuned, quantized):
     )
 
 
+def test_a_reference_in_sixteen_bits_is_named_before_the_export_is_blamed(tuned, quantized):
+    parity = quantized.parity.model_copy(update={"kl": 0.5})
+    for dtype, starts in (
+        ("bfloat16", "the model's own logits were computed in bfloat16"),
+        ("float32", "the export"),
+    ):
+        made = quantized.model_copy(update={"parity": parity, "reference_dtype": dtype})
+        assert quantization_verified(tuned, made, DEFAULT).failed[0].detail.startswith(starts)
+
+
 def test_a_parity_that_nobody_measured_closes_it(tuned, quantized):
     names = {"16-bit logits compared", "16-bit divergence", "16-bit same likeliest token"}
     assert failed(tuned, quantized.model_copy(update={"parity": None})) == names

@@ -53,6 +53,8 @@ def test_any_improvement_can_be_demanded(value):
         (QuantizationVerified, {"max_size_mb": 0}),
         (DeploymentReady, {"min_tokens_per_second": -1}),
         (DeploymentReady, {"max_memory_gb": 0}),
+        (ModelPerformance, {"require": {"chrf": {}}}),
+        (ModelPerformance, {"require": {"chrf": {"min": None}}}),
     ],
 )
 def test_nonsense_is_refused(model, values):

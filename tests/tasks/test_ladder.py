@@ -10,6 +10,7 @@ import pytest
 from gguf import GGUFReader
 
 from core.artifacts import Evaluation, Splits, fingerprint, path_digest, scratch_beside, write_jsonl
+from core.errors import ConfigError
 from core.evaluation.config import EvaluationConfig
 from core.evaluation.evaluate import evaluate
 from core.evaluation.generation import TorchResponder
@@ -25,7 +26,9 @@ from tasks.chat_tokens import chat_tokenizer
 from tasks.context import RunContext, running
 from tasks.file_story import file_story, scored_line
 from tasks.gguf_files import training_texts, write_files
-from tasks.ladder import Bench, differing, examine, flips, measure_parity, read_passages, set_up
+from tasks.ladder import (
+    Bench, differing, examine, flips, measure_parity, opened_with, read_passages, serving_context, set_up,
+)  # fmt: skip
 from tasks.quantize import Enough, climb, figures, plan_for, without_likelihoods
 from tasks.workspace import Workspace
 from tests.core.deployment.gguf import tiny
@@ -345,3 +348,45 @@ def test_a_file_whose_template_reads_prompts_differently_is_counted(
         written = write_files(context, other, Splits.of(made.splits), target, work, settings, "tiny")
         measured, _ = examine(context, written.files["Q8_0"], "Q8_0", bench)
     assert measured.prompt_mismatches == 9
+
+
+# Angles that depend on the context
+
+
+def long_rope(root: Path) -> Path:
+    """Make a model whose angles change past 256 tokens."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 256,
+            "short_factor": [1 + 0.1 * n for n in range(8)], "long_factor": [2 + n for n in range(8)]}  # fmt: skip
+    return tiny.save(root, "Llama", tiny.byte_level(), max_position_embeddings=1024, rope_parameters=rope)
+
+
+def test_only_models_with_two_sets_of_angles_care_for_the_context_they_are_served_with(
+    made: Made, tmp_path: Path
+) -> None:
+    folder = long_rope(tmp_path / "long")
+    assert (serving_context(made.merged, 512), serving_context(folder, 512)) == (None, 512)
+    assert opened_with(made.merged, 136, 512) == opened_with(folder, 136, None) == 136
+    assert opened_with(folder, 136, 256) == opened_with(folder, 136, 100) == 136
+    assert opened_with(folder, 300, 512) == 300
+    assert opened_with(folder, 136, 257) == 257
+    with pytest.raises(ConfigError, match="cannot be measured with them") as caught:
+        opened_with(folder, 300, 256)
+    assert caught.value.where == "deployment.context_length"
+
+
+def test_files_are_measured_with_the_angles_they_are_served_with(
+    context: RunContext, made: Made, tmp_path: Path
+) -> None:
+    folder, target = long_rope(tmp_path / "long"), context.workspace.root / "models/quantized"
+    settings, kl = QuantizationConfig(formats=("f16",)), []
+    for serving in (256, 512):
+        with running(context), scratch_beside(target) as work:
+            bench = set_up(folder, made.scored, made.splits / "test.jsonl", CONFIG, 2, work, serving)
+            written = write_files(context, folder, Splits.of(made.splits), target, work, settings, "long")
+            assert bench.dtype == "float32"
+            parity = measure_parity(context, written.source, bench)
+            measured, _ = examine(context, written.files["f16"], "f16", bench)
+        assert parity is not None and parity.kl < 1e-5
+        assert measured.distance is not None
+        kl.append(measured.distance.kl)
+    assert kl[0] < 1e-5 < 1e-3 < kl[1]

@@ -101,3 +101,9 @@ def test_fewer_examples_are_shown_where_the_window_is_small(window, shown, short
     ask = FewShot(SHOTS, words, window, answer=5)
     assert ask(ASKED) == [*SHOWN[:shown], *ASKED]
     assert ask.shortened == shortened
+
+
+@pytest.mark.parametrize(("window", "room"), [(None, 2), (16, 2), (15, 1), (12, 1), (11, 0)])
+def test_room_is_known_before_anything_is_asked(window, room):
+    ask = FewShot(SHOTS, words, window, answer=5)
+    assert (ask.room(ASKED), ask.shortened, ask.most) == (room, 0, 2)

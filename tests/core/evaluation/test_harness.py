@@ -9,7 +9,7 @@ import pytest
 from core.errors import ConfigError, DataError
 from core.evaluation.config import HarnessConfig
 from core.evaluation.general import SHIPPED
-from core.evaluation.harness import _around, _suite, check_harness, run_harness
+from core.evaluation.harness import _around, _suite, check_harness, run_harness, task_files
 
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
 HOW = {"device": "cpu", "batch_size": 8, "resamples": 1000, "confidence": 0.95, "seed": 3407}
@@ -99,3 +99,51 @@ def test_filters_of_one_metric_are_told_apart():
     numbers = {"exact_match,a": 0.25, "exact_match,b": 0.25}
     suite = _suite(results(samples={"t": rows}, results={"t": numbers}), "t", "exact_match,a", 1000, 0.95, 1)
     assert (suite.metric, suite.n) == ("exact_match,a", 4)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"higher_is_better": {"t": {"acc": False, "f1": True}}}, False),
+        ({"higher_is_better": {"t": {"acc": True, "f1": False}}}, True),
+        ({"higher_is_better": {"t": {"acc": None}}}, True),
+        ({"higher_is_better": {"other": {"acc": False}}}, True),
+        ({}, True),
+    ],
+)
+def test_the_direction_is_the_one_the_harness_tells(told, expected):
+    assert _suite(results(**told), "t", "acc,none", 1000, 0.95, 1).higher_is_better is expected
+
+
+def test_the_files_behind_a_task_are_found_without_running_it(tmp_path: Path, monkeypatch):
+    tasks, elsewhere = tmp_path / "tasks", tmp_path / "elsewhere"
+    tasks.mkdir(), elsewhere.mkdir(), (tasks / "folder").mkdir()
+    monkeypatch.chdir(elsewhere)
+    for place in (tasks / "a.jsonl", tasks / "b.jsonl", elsewhere / "c.jsonl", tasks / "other.jsonl"):
+        place.write_text("{}")
+    (tasks / "utils.py").write_text("raise SystemExit")
+    (tasks / "common.yaml").write_text("include: t.yaml\nprocess_docs: !function utils.rows\n")
+    (tasks / "t.yaml").write_text(
+        "include: common.yaml\ndataset_path: json\ndataset_kwargs:\n"
+        f"  data_files: {{test: '[ab].jsonl', validation: [c.jsonl, '{elsewhere}/c.jsonl', none.jsonl]}}\n"
+        "  data_dir: folder\ndoc_to_text: other.jsonl\n"
+    )
+    found = task_files(HarnessConfig(tasks=("tasks/t.yaml", "arc_easy", "no.yaml")), tmp_path)
+    assert {place.name for place in found["tasks/t.yaml"]} == {
+        "t.yaml", "common.yaml", "utils.py", "a.jsonl", "b.jsonl", "c.jsonl", "folder",
+    }  # fmt: skip
+    assert (found["arc_easy"], found["no.yaml"]) == ([], [])
+
+
+@pytest.mark.parametrize("text", ["{", "- 1", "", "a: !unknown {b: 1}"])
+def test_a_task_file_that_cannot_be_read_is_at_least_itself(tmp_path: Path, text: str):
+    (tmp_path / "t.yaml").write_text(text)
+    assert task_files(HarnessConfig(tasks=("t.yaml",)), tmp_path)["t.yaml"] == [tmp_path / "t.yaml"]
+
+
+def test_a_folder_around_everything_gives_its_own_files_only(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "workspace").mkdir()
+    (tmp_path / "workspace" / "log").write_text("1")
+    (tmp_path / "t.yaml").write_text("dataset_kwargs: {data_dir: .}")
+    assert {p.name for p in task_files(HarnessConfig(tasks=("t.yaml",)), tmp_path)["t.yaml"]} == {"t.yaml"}

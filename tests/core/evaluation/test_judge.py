@@ -231,3 +231,16 @@ def test_the_judge_is_a_metric_and_sees_the_bare_question(server: Server, tmp_pa
     text = server.requests[0][2]["messages"][0]["content"]
     assert "user: 2 + 2?" in text and "solved example" not in text
     assert (tmp_path / "v.jsonl").is_file()
+
+
+def test_a_verdict_is_that_of_the_endpoint_that_gave_it(tmp_path: Path):
+    one = Judge("http://127.0.0.1:1/v1", "m", "i", key="a")
+    assert one._digest(case("x")) == Judge("http://127.0.0.1:1/v1/", "m", "i", key="b")._digest(case("x"))
+    assert one._digest(case("x")) != Judge("http://127.0.0.1:2/v1", "m", "i", key="a")._digest(case("x"))
+
+
+@pytest.mark.parametrize("url", ["ftp://bob:hunter2@host/v1", "hunter2"])
+def test_a_wrong_address_is_not_repeated(url: str):
+    with pytest.raises(ConfigError) as caught:
+        Judge(url, "x", "y")
+    assert "hunter2" not in str(caught.value)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from core.artifacts import write_jsonl
+from core.artifacts import fingerprint, write_jsonl
 from core.errors import ConfigError, DataError
 from core.evaluation.aggregate import aggregate
-from core.evaluation.config import EvaluationConfig, GraderConfig
+from core.evaluation.config import ROW_FIELDS, EvaluationConfig, GraderConfig
 from core.evaluation.evaluate import evaluate
 from core.evaluation.metrics import Tools, check_metrics, right_answer, wanted
 from core.evaluation.questions import Question, read_questions
@@ -86,6 +86,8 @@ def test_a_failing_metric_raises_with_its_name_and_the_example(tmp_path: Path):
     [
         ("1 / 0", "ZeroDivisionError"), ("2", "gave 2,"), ("-0.1", "gave -0.1"), ("float('nan')", "gave nan"),
         ("'1'", "gave '1'"), ("None", "gave None"),
+        ("__import__('numpy').float32('nan')", "gave .*nan"), ("10 ** 400", "gave 1000"), ("1j", "gave 1j"),
+        ("__import__('numpy').float64(1.5)", "gave .*1.5"), ("__import__('sys').exit(3)", "SystemExit: 3"),
     ],
 )  # fmt: skip
 def test_a_grader_of_the_users_own_that_fails_is_no_zero(tmp_path: Path, body: str, message: str):
@@ -205,6 +207,8 @@ def test_at_most_twenty_values_of_a_key_have_a_row_of_their_own(tmp_path: Path):
     [
         ({"metrics": ("similarity",)}, "evaluation.encoder.model"),
         ({"metrics": ("judge",)}, "evaluation.judge.url"),
+        ({"metrics": ("similarity",), "encoder": {"model": "./none"}}, "there is no encoder in"),
+        ({"metrics": ("similarity",), "encoder": {"model": "/no/such/encoder"}}, "there is no encoder in"),
         ({"graders": {"g": GraderConfig(type="regex")}, "primary_metric": "g"}, "evaluation.graders.g"),
     ],
 )
@@ -221,3 +225,50 @@ def test_right_is_the_primary_metric_at_one(tmp_path: Path):
     assert right_answer(EvaluationConfig(primary_metric="numeric"), tmp_path)(question, "It is 7.")
     assert not right_answer(EvaluationConfig(primary_metric="token_f1"), tmp_path)(question, "It is 7.")
     assert right_answer(EvaluationConfig(primary_metric="perplexity"), tmp_path)(question, "7 Pens.")
+
+
+@pytest.mark.parametrize("made", ["float32(1)", "float64(1)", "int64(1)", "True_"])
+def test_numbers_of_numpy_are_numbers(tmp_path: Path, made: str):
+    source = f"import numpy\ndef grade(answer, reference, metadata):\n    return numpy.{made}\n"
+    (tmp_path / "my.py").write_text(source)
+    graders = {"mine": GraderConfig(type="callable", path="my.py:grade")}
+    result = run(ROWS, tmp_path, graders=graders, metrics=("mine",), primary_metric="mine")
+    assert set(result.report.scores["mine"]) == {1.0}
+
+
+def test_an_encoders_folder_is_looked_into_before_anything_is_generated(tmp_path: Path):
+    def checked(model: str, **settings) -> None:
+        check_metrics(EvaluationConfig(encoder={"model": model}, **settings), tmp_path)
+
+    (tmp_path / "owner" / "encoder").mkdir(parents=True)
+    for settings in ({"primary_metric": "similarity"}, {"diversity": {"samples": 2}}):
+        for model in ("owner/encoder", "a/b/c", "../none", str(tmp_path / "none")):
+            with pytest.raises(ConfigError, match=r"evaluation\.encoder\.model: there is no encoder"):
+                checked(model, **settings)
+        checked("sentence-transformers/all-MiniLM-L6-v2", **settings)
+    checked("../none")
+    (tmp_path / "owner" / "encoder" / "config.json").write_text("{}")
+    checked("owner/encoder", primary_metric="similarity")
+
+
+@pytest.mark.parametrize(
+    "name", ["id", "question", "messages", "reference", "answer", "prompt_ids", "metadata"]
+)
+def test_a_grader_may_not_hide_a_field_of_the_rows(tmp_path: Path, name: str):
+    with pytest.raises(ValueError, match=f"graders.{name} has the name of a field"):
+        EvaluationConfig(graders={name: GraderConfig(type="keywords")})
+    assert set(run(ROWS, tmp_path, metrics=("token_f1",)).rows[0]) - {"token_f1", "exact_match"} == ROW_FIELDS
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"judge": {"timeout": 7}}, {"judge": {"parallel": 9}}, {"encoder": {"device": "gpu"}},
+        {"encoder": {"model": "/a"}}, {"general": {"path": "/a"}}, {"harness": {"tasks": ("a",)}},
+        {"graders": {"g": GraderConfig(type="callable", path="/b:f")}},
+    ],
+)  # fmt: skip
+def test_places_and_speed_are_no_part_of_the_fingerprint(settings):
+    plain = {"graders": {"g": GraderConfig(type="callable", path="/a:f")}}
+    assert fingerprint(EvaluationConfig(**plain | settings)) == fingerprint(EvaluationConfig(**plain))
+    assert fingerprint(EvaluationConfig(judge={"url": "http://a"})) != fingerprint(EvaluationConfig())

@@ -70,12 +70,14 @@ def test_a_function_of_the_users_own_grades(tmp_path: Path):
         ({"type": "callable", "path": "my.py:NUMBER"}, "no function NUMBER"),
         ({"type": "callable", "path": "broken.py:half"}, "fails when loaded: ZeroDivisionError"),
         ({"type": "callable", "path": "wrong.py:half"}, "fails when loaded: SyntaxError"),
+        ({"type": "callable", "path": "quits.py:half"}, "fails when loaded: SystemExit: 3"),
         ({"type": "callable", "path": "data.txt:half"}, "no Python file"),
     ],
 )
 def test_a_grader_that_cannot_be_had_is_an_error_of_the_config(tmp_path: Path, settings, message):
     (tmp_path / "my.py").write_text("NUMBER = 3\ndef half(answer, reference, metadata):\n    return 0.5\n")
     (tmp_path / "broken.py").write_text("1 / 0")
+    (tmp_path / "quits.py").write_text("import sys\nsys.exit(3)")
     (tmp_path / "wrong.py").write_text("def half(:")
     (tmp_path / "data.txt").write_text("half")
     with pytest.raises(ConfigError, match=message) as caught:
