@@ -220,8 +220,7 @@ class ChatTokenizer:
     def encode_documents(self, texts: Sequence[str], max_length: int) -> list[list[Encoded]]:
         """Return the training examples of plain texts: BOS, the text, EOS, all of it trained.
 
-        A long text is cut into windows; each starts with the last token of the one before, which it only reads:
-        so every token is trained exactly once.
+        A long text is cut into windows; each starts by only reading the last token of the one before.
 
         Args:
             texts: Plain texts.

@@ -139,7 +139,8 @@ def _checked(name: str, asked: Asked, grade: Grade) -> float:
     except (Exception, SystemExit) as error:  # A grader of the user's may raise anything.
         raise DataError(f"the grader failed: {type(error).__name__}: {error}", where=where) from error
     # A bool is what a yes-or-no grader gives; NumPy's own is no Real. NaN is never within bounds.
-    if not isinstance(score, Real | np.bool_) or not 0 <= score <= 1:
+    is_number = isinstance(score, Real | np.bool_)
+    if not is_number or not 0 <= score <= 1:
         raise DataError(f"the grader gave {score!r}, which is no number from 0 to 1", where=where)
     return float(score)
 

@@ -178,7 +178,7 @@ def test_a_wrong_override_is_named(write: Write, override: str, words: str) -> N
         ),
         ("training: {bf16: true}\n", ["training.fp16=true"], "-o training.fp16=true: training.fp16 fp16 and"),
         ("training: {fp16: true}\n", ["training.bf16=true"], "-o training.bf16=true: training.fp16 fp16 and"),
-        ("split: {train: 0.9}\n", ["split.seed=4"], "run.yaml:3: split train"),
+        ("split: {train: 0.9}\n", ["split.seed=4"], "run.yaml:4: split train"),
     ],
 )
 def test_a_contradiction_is_blamed_on_what_brought_it_about(

@@ -8,6 +8,7 @@ Add --system TEXT for instructions and --max-new-tokens N for longer answers.
 
 import argparse
 import json
+import re
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +21,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 HERE = Path(__file__).resolve().parent
+CUT = "\udbff"
+"""Half of a surrogate pair: no text that can be written to a file contains it."""
 
 
 def read(name: str) -> dict[str, Any]:
@@ -46,6 +49,29 @@ def render(messages: list[dict[str, str]]) -> str:
     template = rules.from_string((HERE / "chat_template.jinja").read_text(encoding="utf-8"))
     given = {name: token for name, token in tokens.items() if token is not None}
     return template.render(messages=messages, add_generation_prompt=True, tools=None, documents=None, **given)
+
+
+def cut(tokenizer: Tokenizer, text: str) -> str:
+    """Put a cut into every control token that a text merely spells out, for it must stay text."""
+    known = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    names = sorted((name for name in known if len(name) > 1), key=len, reverse=True)
+    if not names:
+        return text
+    return re.sub(f"(?={'|'.join(map(re.escape, names))}).", rf"\g<0>{CUT}", text, flags=re.DOTALL)
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the tokens of a rendered conversation, none of which reaches across a cut."""
+
+    def ids(piece: str) -> list[int]:
+        # The template writes the first token itself; adding special tokens would double it.
+        return list(tokenizer.encode(piece, add_special_tokens=False).ids)
+
+    first, *others = text.split(CUT)
+    # Some tokenizers put a space before any text. A line break, dropped again, takes its place.
+    anchor = "\n" if others and len(ids("\n")) > 1 else ""
+    skipped = len(ids(anchor)) if anchor else 0
+    return [*ids(first), *(token for piece in others for token in ids(anchor + piece)[skipped:])]
 
 
 def switch_length() -> int:
@@ -89,11 +115,10 @@ def main() -> None:
     options.add_argument("--system", default="")
     options.add_argument("--max-new-tokens", type=int, default=256)
     asked = options.parse_args()
-    messages = [{"role": "system", "content": asked.system}] * bool(asked.system)
-    messages += [{"role": "user", "content": asked.question}]
     tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
-    # The template writes the first token itself; adding special tokens would double it.
-    prompt = tokenizer.encode(render(messages), add_special_tokens=False).ids
+    said = [("system", asked.system)] * bool(asked.system) + [("user", asked.question)]
+    messages = [{"role": role, "content": cut(tokenizer, text)} for role, text in said]
+    prompt = encode(tokenizer, render(messages))
     stops = read("generation_config.json").get("eos_token_id", [])
     session = onnxruntime.InferenceSession(HERE / "model.onnx", providers=["CPUExecutionProvider"])
     ends = set(stops if isinstance(stops, list) else [stops])

@@ -89,6 +89,21 @@ def test_the_folder_answers_a_question_with_onnx_runtime_alone(exports, tmp_path
     assert done.stdout.strip() == str(tokenizer.decode(made, skip_special_tokens=True)).strip()
 
 
+@pytest.mark.parametrize("text", ["plain", "a {0}b{0}", "{0}", "Ɛyɛ {0}{1}\n{1} x"])
+def test_a_control_token_that_a_question_spells_out_stays_text(text, exports):
+    folder = exports["int4"]
+    found = importlib.util.spec_from_file_location("run", folder / "run.py")
+    script = importlib.util.module_from_spec(found)
+    found.loader.exec_module(script)
+    tokenizer = load_tokenizer(str(folder))
+    special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special and len(str(t)) > 1]
+    asked = text.format(special[0], special[-1])
+    chat = ChatTokenizer(tokenizer, str(tokenizer.chat_template))
+    plain = script.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    rendered = script.render([{"role": "user", "content": script.cut(plain, asked)}])
+    assert script.encode(plain, rendered) == chat.prompt_ids([Message(role="user", content=asked)])
+
+
 def test_the_template_loses_the_marks_of_trained_tokens(model_folder, exports, tmp_path):
     marked = tmp_path / "marked"
     shutil.copytree(model_folder, marked)
