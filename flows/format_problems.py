@@ -9,13 +9,12 @@ WEIGHED = frozenset({"Q6_K", "Q5_K_M", "Q4_K_M"})
 """Types whose rounding an importance matrix changes; llama.cpp ignores it for the others."""
 
 
-def format_problems(made: QuantizationConfig, wanted: str, primary_metric: str) -> Iterator[Problem]:
+def format_problems(made: QuantizationConfig, wanted: str) -> Iterator[Problem]:
     """Find settings of the quantized files that contradict each other.
 
     Args:
         made: Which files are made, and how.
         wanted: The type that is to ship, or smallest.
-        primary_metric: What the files are compared by.
     """
     if wanted != "smallest" and wanted not in made.formats:
         yield Problem(
@@ -31,9 +30,4 @@ def format_problems(made: QuantizationConfig, wanted: str, primary_metric: str) 
         yield Problem(
             ("quantization.imatrix", "quantization.formats"),
             f"changes nothing for {', '.join(made.formats)}; it is for {', '.join(sorted(WEIGHED))}",
-        )
-    if made.onnx and primary_metric == "perplexity":
-        yield Problem(
-            ("quantization.onnx", "evaluation.primary_metric"),
-            "ONNX models are asked questions, which perplexity does not grade; choose another primary_metric",
         )

@@ -158,7 +158,7 @@ def _training_problems(run: RunConfig) -> Iterator[Problem]:
 
 
 def _output_problems(run: RunConfig) -> Iterator[Problem]:
-    yield from format_problems(run.quantized, run.deployment.format, run.evaluation.primary_metric)
+    yield from format_problems(run.quantized, run.deployment.format)
     folders = {
         "save.lora_path": run.save.lora_path,
         "save.merged_path": run.save.merged_path,

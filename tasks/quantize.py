@@ -147,19 +147,13 @@ def quantize(
             files=(),
         )
         report, answers = climb(context, report, written, bench, plan.enough)
-        asked = bench._replace(config=without_likelihoods(config))
-        onnx = make_onnx(context, merged.path, onnx_folder, plan.settings.onnx, asked)
+        onnx = make_onnx(context, merged.path, onnx_folder, plan.settings.onnx, bench)
     answers += [write_rows(context, f"onnx-{file.type}", rows) for file, rows in onnx]
     report = report.model_copy(update={"onnx": tuple(file for file, _ in onnx)})
     forget_others(context.workspace.metrics, answers)
     note = " · ".join(f"{f.type} {f.evaluation.value:.3f} ({f.bytes / 1e6:.1f} MB)" for f in report.files)
     result = QuantizedModels(artifact=Quantized(path=target, digest=path_digest(target)), report=report)
     return Outcome(result, (target, *([onnx_folder] if onnx else []), *answers), note)
-
-
-def without_likelihoods(config: EvaluationConfig) -> EvaluationConfig:
-    """Leave out the metric that ONNX models are not asked for: their logits are compared anyway."""
-    return config.model_copy(update={"metrics": tuple(n for n in config.metrics if n != "perplexity")})
 
 
 def climb(

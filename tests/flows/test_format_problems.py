@@ -9,9 +9,9 @@ from flows.run_config import RunConfig, check
 GIVEN = {"model": {"name": "m"}, "sources": [{"path": "rows.jsonl"}]}
 
 
-def told(metric: str = "exact_match", wanted: str = "smallest", **settings: object) -> list[str]:
+def told(wanted: str = "smallest", **settings: object) -> list[str]:
     made = QuantizationConfig.model_validate(settings)
-    return [f"{one.keys[0]}: {one.what}" for one in format_problems(made, wanted, metric)]
+    return [f"{one.keys[0]}: {one.what}" for one in format_problems(made, wanted)]
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,6 @@ def told(metric: str = "exact_match", wanted: str = "smallest", **settings: obje
             {"formats": ["Q8_0", "f16"], "imatrix": True},
             "quantization.imatrix: changes nothing for Q8_0, f16",
         ),
-        ({"onnx": ["int8"], "metric": "perplexity"}, "quantization.onnx: ONNX models are asked questions"),
     ],
 )
 def test_each_contradiction_is_named(settings: dict[str, object], start: str) -> None:
@@ -34,7 +33,6 @@ def test_each_contradiction_is_named(settings: dict[str, object], start: str) ->
 
 def test_what_fits_is_let_through() -> None:
     assert told() == told(imatrix=True) == told(wanted="Q8_0") == told(onnx=["fp32", "int4"]) == []
-    assert told(metric="perplexity") == []
 
 
 def test_the_run_config_lists_them() -> None:

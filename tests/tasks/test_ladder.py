@@ -27,9 +27,17 @@ from tasks.context import RunContext, running
 from tasks.file_story import file_story, scored_line
 from tasks.gguf_files import training_texts, write_files
 from tasks.ladder import (
-    Bench, differing, examine, flips, measure_parity, opened_with, read_passages, serving_context, set_up,
+    Bench,
+    differing,
+    examine,
+    flips,
+    measure_parity,
+    opened_with,
+    read_passages,
+    serving_context,
+    set_up,
 )  # fmt: skip
-from tasks.quantize import Enough, climb, figures, plan_for, without_likelihoods
+from tasks.quantize import Enough, climb, figures, plan_for
 from tasks.workspace import Workspace
 from tests.core.deployment.gguf import tiny
 
@@ -192,7 +200,6 @@ def test_limits_are_in_the_key_only_if_they_decide_what_is_measured(made: Made) 
 def test_versions_of_the_extra_are_in_the_key_only_if_it_is_used(made: Made) -> None:
     plan = plan_for(QuantizationConfig(onnx=("int8",)), made.report, LAX, "smallest")
     assert [text.split()[0] for text in plan.versions] == ["onnx", "onnxscript", "onnxruntime"]
-    assert without_likelihoods(CONFIG).metrics == ("exact_match", "token_f1")
 
 
 def test_the_importance_matrix_is_measured_on_training_rows_and_changes_the_file(
