@@ -19,7 +19,7 @@ def read(workspace: Path, name: str) -> dict:
 
 
 def test_every_arm_is_measured_once_and_the_gate_chooses_anew(factory: Factory, tmp_path: Path):
-    workspace = tmp_path / "ws"
+    workspace = tmp_path / "arms"
     ran = factory.run(workspace, *ALL, "--until", "baseline")
     assert ran.code == 0, ran.stderr
     scores = read(workspace, "baseline.json")
@@ -42,7 +42,7 @@ def test_every_arm_is_measured_once_and_the_gate_chooses_anew(factory: Factory, 
     assert ran.phases["baseline"] == "reused"
     assert read(workspace, "baseline.json")["arm"] == other
     uses = [json.loads(line) for line in (factory.home / "test-uses.jsonl").read_text().splitlines()]
-    mine = [use for use in uses if use["workspace"] == "ws" and use["digest"] == scores["split_digest"]]
+    mine = [use for use in uses if use["workspace"] == "arms" and use["digest"] == scores["split_digest"]]
     assert sorted(use["arm"] for use in mine if use["arm"] != "zero_shot") == ["few_shot", "prompted"]
 
 

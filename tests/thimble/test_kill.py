@@ -17,7 +17,7 @@ KILLS = {
     "baseline": "baseline-zero_shot-answers.jsonl",
     "finetune": "checkpoint-30",
     "evaluate": "evaluation.json",
-    "quantize": "quantization.json",
+    "quantize": "quantization-Q8_0-answers.jsonl",
     "deploy": "candidate",
 }
 
