@@ -133,3 +133,13 @@ def test_the_words_around_a_spelled_token_are_split_as_ever(chat):
     plain = chat.prompt_ids([Message(role="user", content="ɛyɛ dɛ Accra isn't")])
     without = [token for token in ids if token in plain]
     assert set(plain) - set(without) == set()
+
+
+def test_plain_texts_spell_control_tokens_without_effect(chat):
+    text = (
+        "one " + " two ".join(sorted(chat.control_tokens, key=lambda name: (len(name), name))[-4:]) + " three"
+    )
+    (plain,) = chat.encode_document("one two three", 512)
+    (found,) = chat.encode_document(text, 512)
+    assert control_ids(chat, found.input_ids) == control_ids(chat, plain.input_ids)
+    assert chat.tokenizer.decode(found.input_ids).count("three") == 1

@@ -1,11 +1,14 @@
+import ast
 import json
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from core.data import examples
 from core.data.batches import collate, truncate
 from core.data.chat import IGNORE_INDEX, ChatTokenizer, Encoded
 from core.data.examples import as_messages, encode_file
@@ -226,3 +229,15 @@ def test_turns_of_a_row_become_messages_tools_included():
     )
     turns = to_row(Conversation(id="a", messages=messages), {})["conversations"]
     assert as_messages(turns) == list(messages)
+
+
+def test_every_module_that_decides_a_token_belongs_to_the_caches_key():
+    seen, ahead = set(), ["core.data.examples"]
+    while ahead:
+        module = ahead.pop()
+        if module not in seen:
+            seen.add(module)
+            source = Path(module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+            found = (node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom))
+            ahead += [name for name in found if name and name.startswith("core.data.")]
+    assert seen - {"core.data.config"} == set(examples._CODE)
