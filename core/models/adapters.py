@@ -1,4 +1,4 @@
-"""Low-rank adapters: attach one, by the engine that loaded the base; compare two; fold one in."""
+"""Low-rank adapters: attach one, by the engine that loaded the base; compare two."""
 
 from peft import PeftModel
 from torch import nn
@@ -6,21 +6,6 @@ from transformers import PreTrainedModel
 
 from core.models.config import LoraConfig
 from core.models.engines import engine_named, framework_of
-from core.models.merging import Folded, MergeErrors, fold, merge
-from core.models.targeting import OTHER_SENSES, linear_names, other_senses, targets
-
-__all__ = [
-    "OTHER_SENSES",
-    "Folded",
-    "MergeErrors",
-    "adapter_parity",
-    "attach",
-    "fold",
-    "linear_names",
-    "merge",
-    "other_senses",
-    "targets",
-]
 
 
 def attach(model: PreTrainedModel, config: LoraConfig) -> PeftModel:

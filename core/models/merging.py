@@ -34,16 +34,6 @@ class Folded(NamedTuple):
     errors: MergeErrors
 
 
-def merge(base: PreTrainedModel, adapter: Path, probe: Tensor) -> tuple[PreTrainedModel, float]:
-    """Fold an adapter into its base; see ``fold``.
-
-    Returns:
-        The merged model, and the largest absolute logit difference on ``probe``.
-    """
-    folded = fold(base, adapter, probe)
-    return folded.model, folded.errors.logits
-
-
 @torch.no_grad()
 def fold(base: PreTrainedModel, adapter: Path, probe: Tensor) -> Folded:
     """Fold an adapter into its base and measure the errors.

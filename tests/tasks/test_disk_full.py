@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from core.deployment.gguf import write_gguf
 from core.errors import EngineFailed
 from core.quantization import engine
 from core.quantization.gguf import quantize_gguf
@@ -20,14 +19,12 @@ from tests.core.deployment.gguf import tiny
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("full") / "model"
-    return tiny.save(folder, "Llama", tiny.byte_level(), hidden_size=256, intermediate_size=512)
+    return tiny.wide(folder)
 
 
 @pytest.fixture(scope="session")
 def half(checkpoint: Path) -> Path:
-    path = checkpoint.parent / "f16.gguf"
-    write_gguf(checkpoint, path, dtype="f16", name="tiny")
-    return path
+    return tiny.half(checkpoint)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from core.errors import ModelError
 from core.models.adapter_set import AdapterSet
 from core.models.config import ModelConfig
 from core.models.loading import load_folder, load_model
-from core.models.merging import merge
+from core.models.merging import fold
 from tests.core.models.test_merging import IDS, logits, trained
 from tests.families import build
 
@@ -105,7 +105,7 @@ def test_an_adapter_for_another_base_is_refused_by_its_first_mismatch(
     adapter = trained(base_folder if of == "base" else of(tmp_path), tmp_path / "lora")
     base = load_folder(on(tmp_path))
     before = logits(base)
-    for attempt in (lambda: AdapterSet.load(base, {"x": adapter}), lambda: merge(base, adapter, IDS)):
+    for attempt in (lambda: AdapterSet.load(base, {"x": adapter}), lambda: fold(base, adapter, IDS)):
         with pytest.raises(ModelError, match=rf"the adapter is for another base(.|\n)*{words}"):
             attempt()
     assert torch.equal(logits(base), before)
@@ -118,6 +118,7 @@ def test_an_adapter_that_replaces_biases_cannot_be_switched(tmp_path: Path):
     with pytest.raises(ModelError, match="cannot be taken off again"):
         AdapterSet.load(load_folder(base), {"x": adapter})
     with_adapter = logits(PeftModel.from_pretrained(load_folder(base), adapter))
-    merged, error = merge(load_folder(base), adapter, IDS)
+    merged, errors = fold(load_folder(base), adapter, IDS)
+    error = errors.logits
     assert error < 1e-4
     assert torch.allclose(logits(merged), with_adapter, atol=1e-4)

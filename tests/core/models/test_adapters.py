@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from core.errors import ConfigError
-from core.models.adapters import adapter_parity, attach, merge, targets
+from core.models.adapters import adapter_parity, attach
 from core.models.config import LINEAR_PROJECTIONS, LoraConfig, ModelConfig
 from core.models.loading import load_folder, load_model
-from core.models.merging import exact_weight
+from core.models.merging import exact_weight, fold
 from core.models.target_names import match_targets
+from core.models.targeting import targets
 from core.training.sft import save_adapter
 from tests.families import FAMILIES, VARIANTS, build
 
@@ -49,7 +50,8 @@ def test_merged_logits_equal_base_plus_adapter_and_the_formula(
                 tensor.normal_(std=0.1)
     adapted = logits(model)
     save_adapter(model, tmp_path / "lora")
-    merged, error = merge(load_folder(base_folder), tmp_path / "lora", IDS)
+    merged, errors = fold(load_folder(base_folder), tmp_path / "lora", IDS)
+    error = errors.logits
     assert error < 1e-4
     assert torch.allclose(logits(merged), adapted, atol=1e-4)
     layer = model.base_model.model.model.layers[0].self_attn.q_proj

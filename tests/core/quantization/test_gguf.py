@@ -6,7 +6,6 @@ from typing import get_args
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 
-from core.deployment.gguf import write_gguf
 from core.deployment.llama import LlamaRuntime
 from core.deployment.llama.parity import compare_logits
 from core.errors import EngineFailed, ModelError
@@ -26,14 +25,12 @@ LARGEST_KL = {"Q8_0": 1e-3, "Q6_K": 5e-3, "Q5_K_M": 2e-2, "Q4_K_M": 0.1}
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quant") / "model"
-    return tiny.save(folder, "Llama", tiny.byte_level(), hidden_size=256, intermediate_size=512)
+    return tiny.wide(folder)
 
 
 @pytest.fixture(scope="session")
 def half(checkpoint: Path) -> Path:
-    path = checkpoint.parent / "f16.gguf"
-    write_gguf(checkpoint, path, dtype="f16", name="tiny")
-    return path
+    return tiny.half(checkpoint)
 
 
 @pytest.mark.parametrize("kind", FTYPES)

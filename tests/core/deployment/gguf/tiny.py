@@ -15,6 +15,7 @@ from tokenizers import (
     trainers,
 )
 
+from core.deployment.gguf import write_gguf
 from tests.families import perturb
 from tests.families.texts import TEXTS, TRICKY, TWI, mixed_strings
 from tests.families.vocabularies import (
@@ -119,3 +120,15 @@ def save(folder: Path, kind: str, tokenizer: Any, **settings: Any) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def wide(folder: Path) -> Path:
+    """Save a random Llama wide enough for blocks of 256 weights."""
+    return save(folder, "Llama", byte_level(), hidden_size=256, intermediate_size=512)
+
+
+def half(checkpoint: Path) -> Path:
+    """Write a checkpoint as a 16-bit GGUF file beside it."""
+    path = checkpoint.parent / "f16.gguf"
+    write_gguf(checkpoint, path, dtype="f16", name="tiny")
+    return path
