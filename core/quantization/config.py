@@ -6,8 +6,11 @@ from pydantic import Field
 
 from core.config import Block
 
-GgufType = Literal["f16", "bf16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"]
+GgufType = Literal["f16", "bf16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"]
 OnnxType = Literal["fp32", "fp16", "int8", "int4"]
+PytorchType = Literal["int8"]
+AwareType = Literal["Q4_0", "Q8_0", "int4", "int8"]
+"""Types that training can round to: two of GGUF, two of ONNX."""
 
 
 class QuantizationConfig(Block):
@@ -25,3 +28,7 @@ class QuantizationConfig(Block):
     """Test examples whose logits are compared between each file and the merged model."""
     onnx: tuple[OnnxType, ...] = ()
     """ONNX models to make beside the GGUF files, for ONNX Runtime (extra: onnx)."""
+    pytorch: tuple[PytorchType, ...] = ()
+    """PyTorch models to make beside them, with 8-bit weights and inputs rounded on the fly, for CPUs."""
+    aware: AwareType | None = None
+    """Train with this type's rounding in every forward pass, so that its file answers as the trained model does."""

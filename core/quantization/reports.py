@@ -75,6 +75,20 @@ class OnnxFile(Frozen):
     evaluation: EvalReport | None = None
 
 
+class PytorchFile(Frozen):
+    """One quantized PyTorch model, checked by running it."""
+
+    type: str
+    path: str
+    digest: str
+    bytes: int
+    distance: Distance
+    """Logits against the merged model's."""
+    text_agreement: float
+    """Share of questions answered with exactly the merged model's text."""
+    evaluation: EvalReport
+
+
 class QuantReport(Frozen):
     """All files made from one merged model."""
 
@@ -96,3 +110,4 @@ class QuantReport(Frozen):
     skipped: tuple[str, ...] = ()
     """Types not measured because a smaller one was good enough."""
     onnx: tuple[OnnxFile, ...] = ()
+    pytorch: tuple[PytorchFile, ...] = ()

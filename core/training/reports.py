@@ -64,6 +64,8 @@ class TrainReport(Frozen):
     """Engine that trained."""
     base_format: str = ""
     """How the base was held: nf4+double, fp4, int8, bfloat16 and so on."""
+    quantization_aware: str | None = None
+    """Type whose rounding was part of every forward pass, and is of the merged weights."""
     seconds: float
     device: str
     """What it ran on: cpu, or the name of the GPU."""

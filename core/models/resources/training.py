@@ -201,8 +201,10 @@ def _block(shape: ModelShape, lora: LoraConfig, load: TrainingLoad) -> float:
     if family.is_masked or load.is_packed:
         block += w * 2 * (q - kv)
     if lora.use_dora:
-        block += 2 * w * sum(n_out for _, n_out in names.values())
-    return block + (8 * e if load.storage == "8bit" else 0)
+        # The base's product, the adapter's, and their sum before it is scaled.
+        block += 3 * w * sum(n_out for _, n_out in names.values())
+    # bitsandbytes' 8-bit product keeps its input, which the 4-bit one does not.
+    return block + (4 * (2 * e + q + f) if load.storage == "8bit" else 0)
 
 
 def _block_of_unsloth(shape: ModelShape) -> float:

@@ -29,7 +29,7 @@ PARTS = (
     "llama-1b:nf4:hf", "llama-1b:nf4:unsloth", "llama-1b:bf16:hf",
     "qwen3-4b:nf4:hf", "qwen3-4b:nf4:unsloth", "qwen3-4b:bf16:hf",
     "llama-8b:nf4:hf", "llama-8b:nf4:unsloth", "llama-8b:bf16:hf",
-    "llama-1b:int8:hf", "llama-1b:nf4-single:hf", "llama-1b:nf4-dora:hf", "llama-1b:bf16:unsloth",
+    "llama-1b:int8:hf", "llama-1b:fp4:hf", "llama-1b:nf4-single:hf", "llama-1b:nf4-dora:hf", "llama-1b:bf16:unsloth",
     "llama-8b:int8:hf", "gemma3-1b:nf4:hf", "gemma3-1b:nf4:unsloth",
 )  # fmt: skip
 OPTIMIZERS = (
@@ -48,7 +48,9 @@ def model_block(base: Path, storage: str, framework: str, length: int) -> Any:
     """Return the config's model block for a way of holding the base."""
     from core.models.config import ModelConfig
 
-    held: dict[str, Any] = {"load_in_4bit": storage.startswith("nf4")}
+    held: dict[str, Any] = {"load_in_4bit": storage.startswith(("nf4", "fp4"))}
+    if storage == "fp4":
+        held["bnb_4bit_quant_type"] = "fp4"
     if storage == "int8":
         held = {"load_in_8bit": True}
     if storage == "nf4-single":
@@ -135,9 +137,11 @@ def child(base: Path, storage: str, framework: str, tiny: bool, target: Path) ->
 
 
 def _switch(adapted: Any, is_checkpointed: bool) -> None:
+    from core.models.hf import checkpoint_blocks
+
     if is_checkpointed:
         if not getattr(adapted, "is_gradient_checkpointing", False):
-            adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_blocks(adapted)
     else:
         adapted.gradient_checkpointing_disable()
 
