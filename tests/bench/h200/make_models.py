@@ -97,6 +97,12 @@ SHAPES: dict[str, tuple[Chat, dict[str, Any]]] = {
         "head_dim": 256, "vocab_size": 262_208, "tie_word_embeddings": True, "max_position_embeddings": 131_072,
         "query_pre_attn_scalar": 256, "sliding_window": 1024,
     }),
+    "phi-3-mini": (CHATML, {
+        "model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "hidden_size": 3072, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "intermediate_size": 8192, "vocab_size": 32_064,
+        "tie_word_embeddings": False, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5, "hidden_act": "silu",
+    }),
 }  # fmt: skip
 
 SMALL = {
