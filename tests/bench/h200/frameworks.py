@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.bench.h200.make_models import make_model
-
 FRAMEWORKS = ("hf", "unsloth")
 PROMPT, LENGTH, NEW = 4, 256, 16
 
@@ -103,6 +101,9 @@ def main() -> None:
         base, framework, target = options.child
         child(Path(base), framework, Path(target))
         return
+    # Not above: it loads Transformers, which unsloth wants to come before.
+    from tests.bench.h200.make_models import make_model
+
     base = options.scratch / options.model
     if not base.is_dir():
         make_model(options.model, base, tiny=options.tiny)

@@ -20,8 +20,9 @@ def line(result: dict[str, Any]) -> str:
     allocated, reserved = (
         max((p.get(key, 0) for p in peaks), default=0) / gib for key in ("allocated", "reserved")
     )
-    # What the run itself reports, should the sampler have seen nothing.
+    # What the run itself reports: the sampler sees nothing of training in a process of its own.
     allocated = max(allocated, result.get("report", {}).get("peak_memory_bytes", 0) / gib)
+    kept = "" if ":unsloth" in result["case"] else f"{reserved:.2f}"
     note = f"the run ended with code {result['exit']} after finetune. " if "problem" in result else ""
     if "largest_loss_difference" in result:
         note += f"killed at {result['killed']['killed_at']}, resumed; losses differ by {result['largest_loss_difference']}"
@@ -29,6 +30,6 @@ def line(result: dict[str, Any]) -> str:
     low, high = result["step_ms_p10_p90"]
     return (
         f"| {result['case']} | {size} x {length} | {result['step_ms']:.0f} ({low}–{high}) | {result['tokens_per_s']} | "
-        f"{allocated:.2f} | {reserved:.2f} | {watch['gpu_process_mib'] / 1024:.2f} | "
+        f"{allocated:.2f} | {kept} | {watch['gpu_process_mib'] / 1024:.2f} | "
         f"{result['loss_first']:.4f} → {result['loss_last']:.4f} | {watch['changes']}, {watch['broken']} | {note} |\n"
     )

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 
 class Watcher(threading.Thread):
     """Reads the live status file and the GPU's process memory while a run goes on."""
@@ -72,15 +74,18 @@ class Watcher(threading.Thread):
 
 
 def gpu_memory(pid: int) -> int:
-    """Return the MiB a process holds on the GPU, 0 where there is none to ask."""
+    """Return the MiB a process and those it started hold on the GPU, 0 where there is none to ask."""
     try:
         out = subprocess.run(
             ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"],
             capture_output=True, text=True, timeout=10, check=True,
         ).stdout  # fmt: skip
         held = dict(line.split(",") for line in out.splitlines() if "," in line)
-        return int(held.get(str(pid), max(held.values(), key=int, default="0")))
-    except (OSError, subprocess.SubprocessError, ValueError):
+        ours = [str(pid), *(str(child.pid) for child in psutil.Process(pid).children(recursive=True))]
+        known = [int(held[each]) for each in ours if each in held]
+        # In a container nvidia-smi may tell other numbers than the processes have.
+        return sum(known) if known else max(map(int, held.values()), default=0)
+    except (OSError, subprocess.SubprocessError, ValueError, psutil.NoSuchProcess):
         return 0
 
 

@@ -229,6 +229,10 @@ PEAKS: list[tuple[ModelShape, Storage, str, int, int, bool, float]] = [
     (QWEN_4B, "4bit+double", "unsloth", 2, 2048, True, 3.77),
     (LLAMA_1B, "4bit+double", "hf", 4, 2048, True, 4.44),
     (LLAMA_1B, "4bit+double", "unsloth", 4, 2048, True, 2.28),
+    (LLAMA_1B, "8bit", "hf", 8, 2048, True, 8.87),
+    (LLAMA_1B, "8bit", "hf", 4, 512, True, 3.54),
+    (LLAMA_1B, "8bit", "hf", 8, 2048, False, 57.83),
+    (LLAMA_1B, "4bit", "hf", 8, 2048, True, 7.34),
     (LLAMA_8B, "4bit+double", "hf", 8, 2048, True, 22.27),
     (LLAMA_8B, "4bit+double", "hf", 2, 2048, True, 11.48),
     (LLAMA_8B, "4bit+double", "hf", 4, 512, True, 10.38),
@@ -244,6 +248,16 @@ def test_estimates_are_within_four_percent_of_measured_peaks(peak: tuple[Any, ..
     shape, storage, framework, micro_batch, window, checkpointed, measured = peak
     load = TrainingLoad(micro_batch, window, "adamw_8bit", checkpointed, storage, 2, framework)
     assert estimate_training(shape, LORA, load).total / GB == pytest.approx(measured, rel=0.04)
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "checkpointed", "measured"),
+    [(8, True, 9.27), (2, True, 3.74), (8, False, 76.30), (2, False, 21.20)],
+)
+def test_dora_costs_what_was_measured(micro_batch: int, checkpointed: bool, measured: float) -> None:
+    lora = LORA.model_copy(update={"use_dora": True})
+    load = TrainingLoad(micro_batch, 2048, "adamw_8bit", checkpointed, "4bit+double", 2)
+    assert estimate_training(LLAMA_1B, lora, load).total / GB == pytest.approx(measured, rel=0.04)
 
 
 def test_packed_rows_cost_a_mask() -> None:
