@@ -167,13 +167,12 @@ def source_digest(packages: Iterable[str], root: Path) -> str:
     """Hash the Python and template sources of packages, named like ``core.data``.
 
     A phase's fingerprint includes the code it calls, so editing an engine re-runs
-    exactly the phases that use it.
+    exactly the phases that use it. A module's templates may lie in a folder of its name.
     """
     total = hashlib.sha256()
     for package in sorted(packages):
         place = root.joinpath(*package.split("."))
-        files = [place.with_suffix(".py")] if place.with_suffix(".py").is_file() else sorted(place.rglob("*"))
-        for file in files:
+        for file in (place.with_suffix(".py"), *sorted(place.rglob("*"))):
             if file.suffix in {".py", ".jinja", ".json"} and file.is_file():
                 total.update(f"{file.relative_to(root).as_posix()}\0{file_digest(file)}\n".encode())
     return "sha256:" + total.hexdigest()

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 
 from core.models.config import LINEAR_PROJECTIONS, LoraConfig, ModelConfig
+from core.quantization.aware_limits import aware_obstacles, traits_of
+from core.quantization.config import AwareType
 from flows.run_outputs import Problem
 
 
@@ -28,3 +30,10 @@ def adapter_problems(model: ModelConfig, lora: LoraConfig) -> Iterator[Problem]:
             ("lora.finetune_attention_modules", "lora.finetune_mlp_modules"),
             "finetune_attention_modules and finetune_mlp_modules are both false, so nothing would be trained",
         )
+
+
+def rounding_problems(aware: AwareType | None, model: ModelConfig, lora: LoraConfig) -> Iterator[Problem]:
+    """List what keeps a run from training with the rounding of a quantized type."""
+    for obstacle in aware_obstacles(aware, traits_of(model, lora)) if aware else ():
+        what = f"contradicts quantization.aware: {obstacle.what}; {obstacle.fix}"
+        yield Problem((obstacle.where, "quantization.aware"), what)

@@ -1,9 +1,10 @@
-"""Talk to the model a workspace has released."""
+"""Talk to the model a workspace has released, or to its base with adapters of one's choice."""
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 from core.artifacts import is_unchanged
 from core.config import Frozen
@@ -11,13 +12,20 @@ from core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from core.deployment.llama import LlamaRuntime
+    from core.deployment.switching import AdapterRuntime
+
+Runtime = Union["LlamaRuntime", "AdapterRuntime"]
 
 HELP = "Ask a question. /clear forgets the conversation, /quit ends it."
+SWITCHING = "/adapter lists the adapters, /adapter NAME switches, /adapter none asks the bare base."
+NO_ADAPTERS = "no adapters here; start with: factory chat WORKSPACE --adapter NAME=FOLDER"
 
 
 class ChatOptions(Frozen):
     """What was asked for on the command line."""
 
+    adapters: tuple[str, ...] = ()
+    """NAME=FOLDER each; with any, the base answers through PyTorch instead of the released file."""
     prompt: str | None = None
     system: str | None = None
     temperature: float | None = None
@@ -26,17 +34,41 @@ class ChatOptions(Frozen):
 
 def chat_with(workspace: Path, options: ChatOptions) -> int:
     """Answer one prompt, or hold a conversation on the terminal; return the exit code."""
+    if options.adapters:
+        return _talk_to_adapters(workspace, options)
     from core.deployment.llama import LlamaRuntime
 
     settings = released_model(workspace)
     with LlamaRuntime(
         settings.gguf, context_length=settings.context_length, threads=settings.threads
     ) as runtime:
-        conversation = Conversation(runtime, settings, options)
-        if options.prompt is not None:
-            conversation.say(options.prompt)
-            return 0
-        return converse(conversation)
+        return _talk(Conversation(runtime, settings.habits, options), options.prompt)
+
+
+def _talk_to_adapters(workspace: Path, options: ChatOptions) -> int:
+    from flows.chat_adapters import load_runtime, named_folders, switched
+
+    folders = named_folders(options.adapters)
+    runtime = load_runtime(workspace, folders)
+    conversation = Conversation(runtime, habits_of(_json(workspace / "bundle/model-config.json")), options)
+    return _talk(conversation, options.prompt, lambda wanted: switched(runtime, wanted))
+
+
+def _talk(
+    conversation: "Conversation", prompt: str | None, switch: Callable[[str], str] | None = None
+) -> int:
+    if prompt is None:
+        return converse(conversation, switch)
+    conversation.say(prompt)
+    return 0
+
+
+class Habits(Frozen):
+    """How a model wants to be asked."""
+
+    temperature: float = 0.0
+    max_tokens: int = 256
+    system_prompt: str | None = None
 
 
 class Served(Frozen):
@@ -45,9 +77,7 @@ class Served(Frozen):
     gguf: Path
     threads: int
     context_length: int
-    temperature: float
-    max_tokens: int
-    system_prompt: str | None
+    habits: Habits
 
 
 def released_model(workspace: Path) -> Served:
@@ -66,8 +96,11 @@ def released_model(workspace: Path) -> Served:
         )
     bundle = workspace / "bundle"
     if not is_unchanged(bundle, release["digest"]):
+        from core.deployment.bundle import verify_bundle
+
+        wrong = next(iter(verify_bundle(bundle)), "its manifest is another one")
         raise ConfigError(
-            "the bundle is not the one that passed the gates",
+            f"the bundle is not the one that passed the gates ({wrong})",
             where=str(bundle),
             fix="run the factory again; see factory gates " + str(workspace),
         )
@@ -75,10 +108,13 @@ def released_model(workspace: Path) -> Served:
         gguf=bundle / release["gguf"],
         threads=release["threads"],
         context_length=release["context_length"],
-        temperature=config["temperature"],
-        max_tokens=config["max_tokens"],
-        system_prompt=config["system_prompt"],
+        habits=habits_of(config),
     )
+
+
+def habits_of(config: dict[str, Any]) -> Habits:
+    """Pick out of a bundle's model-config.json how to ask; of an empty one, the defaults."""
+    return Habits(**{name: config[name] for name in Habits.model_fields if name in config})
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -92,12 +128,12 @@ def _json(path: Path) -> dict[str, Any]:
 class Conversation:
     """Messages so far, and the model that answers."""
 
-    def __init__(self, runtime: "LlamaRuntime", served: Served, options: ChatOptions) -> None:
+    def __init__(self, runtime: Runtime, habits: Habits, options: ChatOptions) -> None:
         """Begin with the system message, if there is one."""
         self.runtime = runtime
-        self.temperature = served.temperature if options.temperature is None else options.temperature
-        self.max_tokens = options.max_tokens or served.max_tokens
-        system = options.system or served.system_prompt
+        self.temperature = habits.temperature if options.temperature is None else options.temperature
+        self.max_tokens = options.max_tokens or habits.max_tokens
+        system = options.system or habits.system_prompt
         self.start = [{"role": "system", "content": system}] if system else []
         self.messages = list(self.start)
 
@@ -134,9 +170,14 @@ def _print(text: str) -> None:
     sys.stdout.flush()
 
 
-def converse(conversation: Conversation) -> int:
-    """Read questions until the end of input or /quit."""
-    _print(HELP + "\n")
+def converse(conversation: Conversation, switch: Callable[[str], str] | None = None) -> int:
+    """Read questions until the end of input or /quit.
+
+    Args:
+        conversation: What answers.
+        switch: Does what follows /adapter and says so in one line.
+    """
+    _print(f"{HELP}\n{SWITCHING}\n{switch('')}\n" if switch else HELP + "\n")
     while True:
         try:
             text = input("> ").strip()
@@ -147,5 +188,7 @@ def converse(conversation: Conversation) -> int:
             return 0
         if text == "/clear":
             conversation.clear()
+        elif text.split(maxsplit=1)[:1] == ["/adapter"]:
+            _print((switch(text.removeprefix("/adapter").strip()) if switch else NO_ADAPTERS) + "\n")
         elif text:
             conversation.say_within(text)

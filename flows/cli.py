@@ -101,6 +101,13 @@ def gates(
 @app.command()
 def chat(
     workspace: WorkspacePath,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER",
+            help="Talk to the base with this adapter instead, through PyTorch; give several and switch with /adapter NAME.",
+        ),
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="Ask this one question and exit.")] = None,
     system: Annotated[str | None, typer.Option(help="System message put first.")] = None,
     temperature: Annotated[
@@ -108,10 +115,13 @@ def chat(
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
 ) -> None:
-    """Talk to the deployed model."""
+    """Talk to the deployed model, or to the base with adapters."""
     from flows.chat import ChatOptions, chat_with
 
-    options = ChatOptions(prompt=prompt, system=system, temperature=temperature, max_tokens=max_tokens)
+    options = ChatOptions(
+        adapters=tuple(adapter or ()), prompt=prompt, system=system, temperature=temperature,
+        max_tokens=max_tokens,
+    )  # fmt: skip
     raise typer.Exit(chat_with(workspace, options))
 
 

@@ -84,7 +84,9 @@ def chain(name: str, run: RunConfig) -> str:
     beaten = compare(base.report, judged.compare_to)
     through(baseline_established(base.report, splits.report, gates.baseline_established, judged.compare_to))
 
-    tuned = finetune(model, splits.artifact, run.model, run.lora, run.training, run.save, template)
+    tuned = finetune(
+        model, splits.artifact, run.model, run.lora, run.training, run.save, template, run.quantized.aware
+    )
     scored = evaluate(tuned.artifact, splits.artifact, run.evaluation, files, template)
     advice = hints_for(tuned.report, share(scored.report))
     through(model_performance(base.report, scored.report, tuned.report, judged), advice)

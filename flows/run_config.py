@@ -25,7 +25,7 @@ from core.evaluation.config import EvaluationConfig
 from core.models.config import LoraConfig, ModelConfig
 from core.quantization.config import GgufType, QuantizationConfig
 from core.training.config import SaveConfig, TrainingConfig, WandbConfig
-from flows.adapting import adapter_problems
+from flows.adapting import adapter_problems, rounding_problems
 from flows.format_problems import format_problems
 from flows.measuring import measuring_problems
 from flows.run_outputs import Problem, shared_folders, stays_inside, taken_folders
@@ -40,6 +40,7 @@ COMMON_NAMES = {
     "model_name": "model.name",
     "data": "sources",
     "metric": "evaluation.primary_metric",
+    "qat": "quantization.aware",
 }
 """What other tools call some of our keys, where spelling alone would not lead there."""
 
@@ -123,6 +124,7 @@ class RunConfig(Block):
             *measuring_problems(self.evaluation, self.gates.model_performance),
             *_training_problems(self),
             *adapter_problems(self.model, self.lora),
+            *rounding_problems(self.quantized.aware, self.model, self.lora),
             *_output_problems(self),
         ]
         if problems:

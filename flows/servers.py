@@ -345,20 +345,6 @@ def start_private(settings: Settings, *, services: bool = False) -> PrefectApi:
 
 
 @contextmanager
-def private_prefect(settings: Settings) -> Iterator[str]:
-    """Run a private Prefect server for the duration of a block; yield its API's address."""
-    with start_private(settings) as api:
-        yield api.wait()
-
-
-@contextmanager
-def prefect_api(settings: Settings) -> Iterator[str]:
-    """Yield the address of the Prefect API to run against; see ``start_prefect``."""
-    with start_prefect(settings) as api:
-        yield api.wait()
-
-
-@contextmanager
 def without_heartbeats() -> Iterator[None]:
     """Run flows without the heartbeat thread, whose end costs each flow a second.
 

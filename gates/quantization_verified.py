@@ -11,6 +11,7 @@ from core.evaluation.reports import EvalReport
 from core.quantization.reports import QuantReport
 from gates.evidence import all_hold, honest, whole
 from gates.onnx_rungs import onnx_paired, onnx_retained, onnx_sound
+from gates.pytorch_rungs import pytorch_paired, pytorch_retained, pytorch_sound
 from gates.rungs import Wanted, distance_checks, good_enough, judged, ladder, paired, sound
 from gates.thresholds import QuantizationVerified
 from gates.verdict import Check, Verdict, above, at_least, at_most, equals, is_true, limit
@@ -41,13 +42,16 @@ def quantization_verified(
         checks += _parity(made, thresholds)
         checks += chain.from_iterable(sound(file) for file in made.files)
         checks += chain.from_iterable(onnx_sound(file, thresholds) for file in made.onnx)
+        checks += chain.from_iterable(pytorch_sound(file) for file in made.pytorch)
     if merged and made:
         checks.append(equals("quantized model", made.merged_digest, merged.model_digest, "the one evaluated"))
         checks += chain.from_iterable(paired(file, merged) for file in made.files)
         checks += chain.from_iterable(onnx_paired(file, merged) for file in made.onnx)
+        checks += chain.from_iterable(pytorch_paired(file, merged) for file in made.pytorch)
         decisive, tried = _ladder(merged, made, thresholds, wanted)
         checks += decisive
         tried += chain.from_iterable(onnx_retained(file, merged, thresholds) for file in made.onnx)
+        tried += chain.from_iterable(pytorch_retained(file, merged, thresholds) for file in made.pytorch)
     return Verdict.of("quantization-verified", checks, tried)
 
 

@@ -17,6 +17,7 @@ from tasks.measure import (
     Examinee,
     Files,
     Graded,
+    ask_everyday,
     ask_more,
     ask_test_set,
     benchmarks,
@@ -73,10 +74,10 @@ def baseline(
 
 
 def _arms(context: RunContext, one: Examinee) -> Iterator[Graded]:
-    """Ask in one way after the other; what is asked beside the test set is asked once, in the first."""
+    """Ask in one way after the other, and sample in each; everyday knowledge is asked for once."""
     for number, (arm, ask) in enumerate(_ways(context, one)):
-        graded = ask_test_set(context, one, arm, ask)
-        yield graded if number else ask_more(context, one, graded, ask)
+        graded = ask_more(context, one, ask_test_set(context, one, arm, ask), ask)
+        yield graded if number else ask_everyday(context, one, graded)
 
 
 def _ways(context: RunContext, one: Examinee) -> Iterator[Way]:

@@ -8,7 +8,25 @@ from core.data.config import ChatTemplateName
 if TYPE_CHECKING:
     from core.data.chat import ChatTokenizer
 
+LOADING = (
+    "core.models.architectures",
+    "core.models.devices",
+    "core.models.engines",
+    "core.models.failures",
+    "core.models.files",
+    "core.models.frameworks",
+    "core.models.hf",
+    "core.models.loading",
+    "core.models.quantized",
+    "core.models.seed",
+    "core.models.target_names",
+    "core.models.targeting",
+    "core.models.unsloth",
+    "core.models.weight_files",
+)
+"""What loading a model or a tokenizer runs; the estimates of memory and time are none of it."""
 READS = (
+    *LOADING,
     "core.data.batches",
     "core.data.chat",
     "core.data.control_text",
@@ -18,7 +36,6 @@ READS = (
     "core.data.templates",
     "core.data.token_store",
     "core.data.tool_turns",
-    "core.models",
     "tasks.chat_tokens",
 )
 

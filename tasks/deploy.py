@@ -27,13 +27,13 @@ from core.deployment.config import DeploymentConfig
 from core.deployment.reports import BundleReport, Smoke
 from core.evaluation.reports import EvalReport
 from core.models.config import LoraConfig, ModelConfig
-from core.quantization.reports import QuantizedFile, QuantReport
+from core.quantization.reports import PytorchFile, QuantizedFile, QuantReport
 from core.training.config import TrainingConfig
 from core.training.reports import TrainReport
 from tasks.chat_tokens import READS as CHAT
 from tasks.chat_tokens import chat_tokenizer
 from tasks.context import RunContext
-from tasks.file_story import file_story, scored_line
+from tasks.file_story import file_story, rounding_story, scored_line
 from tasks.phase import Outcome, phase
 
 if TYPE_CHECKING:
@@ -79,6 +79,9 @@ READS = (
     "core.deployment.tokenizer_files",
     "core.evaluation.effects",
     "core.evaluation.statistics",
+    "gates.evidence",
+    "gates.gains",
+    "gates.rungs",
     "tasks.file_story",
     *CHAT,
 )
@@ -109,7 +112,7 @@ def deploy(
     context.watcher.advanced("deploy", 1, 3, "writing documents")
     chat = chat_tokenizer(merged.path, template)
     facts = card_facts(context, name, chosen, story, config, smoke, chat, merged.path)
-    page = api_facts(name, gguf.name, chosen, config, facts.stop_tokens, examples)
+    page = api_facts(name, gguf.name, chosen, config, facts.stop_tokens, examples, story.quantized.pytorch)
     contents = BundleContents(
         gguf=gguf,
         tokenizer=merged.path,
@@ -212,7 +215,7 @@ def card_facts(
         tuned=story.tuned,
         shipped=chosen.evaluation,
         gguf_type=chosen.type,
-        gguf_story=file_story(chosen, story.quantized),
+        gguf_story=(*rounding_story(story.trained.quantization_aware), *file_story(chosen, story.quantized)),
         gguf_bytes=chosen.bytes,
         stop_tokens=stop_tokens(chat),
         smoke=smoke,
@@ -234,9 +237,10 @@ def api_facts(
     config: DeploymentConfig,
     stops: tuple[str, ...],
     examples: list["Example"],
+    pytorch: tuple[PytorchFile, ...] = (),
 ) -> "ApiFacts":
     """Gather what the inference page says."""
-    from core.deployment.api_page import ApiFacts
+    from core.deployment.api_page import ApiFacts, PytorchForm
 
     return ApiFacts(
         name=name,
@@ -251,6 +255,7 @@ def api_facts(
         languages=config.languages,
         domain=config.domain,
         limits=config.out_of_scope,
+        pytorch=tuple(PytorchForm(path=file.path, measured=scored_line(file)) for file in pytorch),
         examples=tuple(examples),
     )
 

@@ -1,6 +1,6 @@
 """What quantization did to the file that ships, in sentences for the documents."""
 
-from core.quantization.reports import QuantizedFile, QuantReport
+from core.quantization.reports import PytorchFile, QuantizedFile, QuantReport
 from gates.rungs import ladder
 
 
@@ -29,12 +29,23 @@ def file_story(chosen: QuantizedFile, report: QuantReport) -> tuple[str, ...]:
     return tuple(told)
 
 
-def scored_line(chosen: QuantizedFile) -> str:
+def rounding_story(aware: str | None) -> tuple[str, ...]:
+    """Tell which type's rounding the model was trained with, if it was with one."""
+    if aware is None:
+        return ()
+    return (
+        f"Every forward pass of training rounded the linear layers as {aware} does, and the weights are the rounded "
+        "ones: a file of that type holds them as they were trained, but for the last bits of a scale.",
+    )
+
+
+def scored_line(chosen: QuantizedFile | PytorchFile) -> str:
     """Say in one sentence what the file scored and how fast it was."""
     scored = chosen.evaluation
+    pace = ", one question after the other" if isinstance(chosen, QuantizedFile) else ""
     return (
         f"The file has {chosen.bytes / 1e6:.1f} MB. On {scored.n} test questions it scored {scored.metric} "
-        f"{scored.value:.4f}, at {scored.tokens_per_second:.0f} tokens per second, one question after the other."
+        f"{scored.value:.4f}, at {scored.tokens_per_second:.0f} tokens per second{pace}."
     )
 
 

@@ -1,5 +1,6 @@
 """Finetune: train an adapter on the training split and fold it into the base."""
 
+import functools
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from core.artifacts import Checkpoint, PhaseResult, Splits, file_digest, path_digest, write_json, write_jsonl
 from core.data.config import ChatTemplateName
 from core.models.config import LoraConfig, ModelConfig
-from core.models.frameworks import prepare_framework
+from core.models.frameworks import edits_libraries
+from core.quantization.aware_limits import check_aware
+from core.quantization.config import AwareType
 from core.sinks import Fanout
 from core.training.config import SaveConfig, TrainingConfig
 from core.training.reports import EvalLoss, TrainReport
@@ -22,8 +25,10 @@ from tasks.phase import Outcome, library_version, phase
 if TYPE_CHECKING:
     from core.data.chat import ChatTokenizer
     from core.models.merging import MergeErrors
-    from core.training.rows import SftInputs
+    from core.training.job import Job
+    from core.training.rows import Rows, SftInputs
     from core.training.sft import Tuned
+    from core.training.status import TrainingStatus
 
 
 class Finetuned(PhaseResult[Checkpoint, TrainReport]):
@@ -33,11 +38,20 @@ class Finetuned(PhaseResult[Checkpoint, TrainReport]):
 ENGINES = ("torch", "transformers", "tokenizers", "peft", "bitsandbytes", "accelerate")
 READS = (
     "core.kernels",
-    "core.models",
+    "core.models.adapter_files",
+    "core.models.adapters",
+    "core.models.base_identity",
+    "core.models.merging",
+    "core.quantization.aware",
+    "core.quantization.aware_limits",
+    "core.quantization.grids",
     "core.sinks",
+    "core.training.apart",
     "core.training.checkpoints",
+    "core.training.handover",
     "core.training.head",
     "core.training.hints",
+    "core.training.job",
     "core.training.language",
     "core.training.loop",
     "core.training.lora_analysis",
@@ -49,10 +63,13 @@ READS = (
     "core.training.sft",
     "core.training.status",
     "core.training.stopping",
+    "core.training.worker",
     *CHAT,
 )
 
 
+PROCESS_LOG = "training-process.log"
+"""What libraries print where training has a process of its own; in the folder of the training log."""
 PROBE = 256
 """Tokens that logits are compared on before and after merging."""
 
@@ -77,18 +94,19 @@ def _finetune(
     save: SaveConfig,
     template: ChatTemplateName,
     library: str,
+    aware: AwareType | None,
 ) -> Outcome:
-    # Unsloth wants to be imported before what it edits.
-    prepare_framework(model)
+    if aware:
+        check_aware(aware, model, lora)
     base.verified(), splits.verified()
     root = context.workspace.root
     adapter, merged = root / save.lora_path, root / save.merged_path
     prepared = prepare(base.path, splits, model, template, context.workspace.tokens)
     track_reads(context, splits, "train", "val")
-    tuned = train(context, key, base, prepared, model, lora, training, adapter)
+    tuned = train(context, key, base, prepared, model, lora, training, adapter, aware)
     context.watcher.advanced("finetune", tuned.plan.total_steps, tuned.plan.total_steps, "merging")
-    folded = fold(base, adapter, merged, prepared, tuned.micro_batch)
-    report = make_report(base, splits, adapter, merged, prepared, tuned, folded)
+    folded = fold(base, adapter, merged, prepared, tuned.micro_batch, aware)
+    report = make_report(base, splits, adapter, merged, prepared, tuned, folded, aware)
     stats = write_stats(context, report, model)
     matrices = write_analysis(context, adapter, lora)
     write_curve(context.workspace.curve, tuned)
@@ -104,10 +122,14 @@ def finetune(
     training: TrainingConfig,
     save: SaveConfig,
     template: ChatTemplateName,
+    aware: AwareType | None = None,
 ) -> Finetuned:
-    """Train and merge; an optional library that does it belongs to the key with its version."""
+    """Train and merge; an optional library that does it belongs to the key with its version.
+
+    With ``aware`` every forward pass has that type's rounding, and so have the merged weights.
+    """
     library = library_version("unsloth") if model.framework == "unsloth" else ""
-    done: Finetuned = _finetune(base, splits, model, lora, training, save, template, library)
+    done: Finetuned = _finetune(base, splits, model, lora, training, save, template, library, aware)
     return done
 
 
@@ -137,42 +159,85 @@ def train(
     lora: LoraConfig,
     training: TrainingConfig,
     adapter: Path,
+    aware: AwareType | None = None,
 ) -> "Tuned":
-    """Attach, train or resume, save the adapter, and let go of the memory."""
-    from core.models.adapters import attach
-    from core.models.loading import load_model
+    """Train or resume, save the adapter, and let go of the memory.
+
+    An engine that edits the libraries it uses works in a process of its own; this one never imports it.
+    """
     from core.training.checkpoints import discard_finished
+    from core.training.job import Job
     from core.training.memory import free_memory
     from core.training.rows import Rows
-    from core.training.sft import finetune as run
-    from core.training.sft import plan_steps, save_adapter
+    from core.training.sft import plan_steps
     from core.training.status import TrainingLog, TrainingStatus
 
+    place = context.workspace
     rows = Rows(prepared.inputs, training)
     plan = plan_steps(len(rows), training)
     epochs = round(plan.total_steps / plan.steps_per_epoch, 3)
-    status = TrainingStatus(context.workspace.status, total_steps=plan.total_steps, total_epochs=epochs)
+    status = TrainingStatus(place.status, total_steps=plan.total_steps, total_epochs=epochs)
+    sink = Fanout(status, TrainingLog(place.training_log), WatcherSink(context, plan.total_steps))
+    job = Job(
+        model=model.model_copy(update={"name": str(base.path)}), lora=lora, training=training,
+        checkpoints=place.root / training.output_dir, adapter=adapter, fingerprint=key,
+    )  # fmt: skip
     with status:
-        adapted = attach(load_model(model.model_copy(update={"name": str(base.path)}), trainable=True), lora)
-        checkpoints = context.workspace.root / training.output_dir
         if context.must_rerun("finetune"):
             # Asked to train anew: a finished state is dropped, an unfinished one is a killed run's to resume.
-            discard_finished(checkpoints, plan.total_steps)
-        tuned = run(
-            adapted,
-            prepared.inputs,
-            training,
-            checkpoints=checkpoints,
-            fingerprint=key,
-            sink=Fanout(status, TrainingLog(context.workspace.training_log), WatcherSink(context, plan.total_steps)),
-            on_checkpoint=status.checkpointed,
-            on_start=lambda progress: status.resumed(progress.step),
-            rows=rows,
-        )  # fmt: skip
-        save_adapter(adapted, adapter)
-    del adapted
+            discard_finished(job.checkpoints, plan.total_steps)
+        if edits_libraries(model.framework):
+            tuned = _train_apart(job, prepared, status, sink, place.training_log.with_name(PROCESS_LOG))
+        else:
+            tuned = _train_here(job, prepared, status, sink, rows, aware)
     free_memory()
     return tuned
+
+
+def _train_here(
+    job: "Job",
+    prepared: Prepared,
+    status: "TrainingStatus",
+    sink: Fanout,
+    rows: "Rows",
+    aware: AwareType | None,
+) -> "Tuned":
+    from core.models.adapters import attach
+    from core.models.loading import load_model
+    from core.quantization.aware import prepare as let_round
+    from core.training.sft import finetune as run
+    from core.training.sft import save_adapter
+
+    adapted = attach(load_model(job.model, trainable=True), job.lora)
+    if aware:
+        let_round(adapted, aware)
+    tuned = run(
+        adapted,
+        prepared.inputs,
+        job.training,
+        checkpoints=job.checkpoints,
+        fingerprint=job.fingerprint,
+        sink=sink,
+        on_checkpoint=status.checkpointed,
+        on_start=lambda progress: status.resumed(progress.step),
+        rows=rows,
+    )
+    save_adapter(adapted, job.adapter)
+    return tuned
+
+
+def _train_apart(
+    job: "Job", prepared: Prepared, status: "TrainingStatus", sink: Fanout, log: Path
+) -> "Tuned":
+    from core.training.apart import train_apart
+    from core.training.memory import free_memory
+
+    # What earlier phases computed with would be missing on the GPU there.
+    free_memory()
+    return train_apart(
+        job, prepared.inputs, log=log, sink=sink,
+        on_checkpoint=status.checkpointed, on_start=lambda progress: status.resumed(progress.step),
+    )  # fmt: skip
 
 
 class WatcherSink:
@@ -202,7 +267,14 @@ class Merging(NamedTuple):
     """Validation loss of the merged model; None without validation rows."""
 
 
-def fold(base: Checkpoint, adapter: Path, merged: Path, prepared: Prepared, rows: int) -> Merging:
+def fold(
+    base: Checkpoint,
+    adapter: Path,
+    merged: Path,
+    prepared: Prepared,
+    rows: int,
+    aware: AwareType | None = None,
+) -> Merging:
     """Merge into the full-precision base, save as one folder, return what that changed.
 
     The validation loss is taken again: an adapter that was trained on a base in 4 bits is folded into another one.
@@ -212,12 +284,14 @@ def fold(base: Checkpoint, adapter: Path, merged: Path, prepared: Prepared, rows
     from core.artifacts import atomic_path
     from core.models.loading import load_folder
     from core.models.merging import fold as fold_adapter
+    from core.quantization.aware import prepare as let_round
     from core.training.sft import validation_loss
 
     model = load_folder(base.path)
     # Whole examples would take 16 bytes a token and vocabulary entry.
     probe = torch.tensor([prepared.inputs.train[0].input_ids[:PROBE]], device=model.device)
-    folded, errors = fold_adapter(model, adapter, probe)
+    ready = functools.partial(let_round, kind=aware) if aware else None
+    folded, errors = fold_adapter(model, adapter, probe, ready)
     loss = validation_loss(folded, prepared.inputs, rows)
     chat = prepared.chat
     # What was trained is what must be served: this template, and an end at these tokens.
@@ -237,6 +311,7 @@ def make_report(
     prepared: Prepared,
     tuned: "Tuned",
     folded: Merging,
+    aware: AwareType | None = None,
 ) -> TrainReport:
     """Put the numbers of training together."""
     losses = tuned.progress.losses
@@ -270,6 +345,7 @@ def make_report(
         tokens_per_second=round(tuned.tokens_per_second, 3),
         framework=tuned.framework,
         base_format=tuned.base_format,
+        quantization_aware=aware,
         seconds=round(tuned.seconds, 3),
         device=tuned.device,
         error=None,
@@ -301,6 +377,8 @@ def told(report: TrainReport) -> str:
         line += f" of {report.total_steps}, stopped early"
     if report.kept_step != report.steps:
         line += f", kept step {report.kept_step}"
+    if report.quantization_aware:
+        line += f", rounding to {report.quantization_aware}"
     if report.shrinks:
         line += f", {report.micro_batch} rows at a time after memory ran out"
     return line

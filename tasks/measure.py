@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from core.artifacts import Splits, path_digest, write_jsonl
 from core.data.config import ChatTemplateName
+from core.errors import ModelError
 from core.evaluation.config import EvaluationConfig, HarnessConfig
 from core.evaluation.reports import EvalReport, Suite
 from tasks.chat_tokens import READS as CHAT
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from core.evaluation.generation import TorchResponder
     from core.evaluation.metrics import Tools
 
-READS = ("core.evaluation", "core.models", "tasks.measure", "tasks.scores", *CHAT)
+READS = ("core.evaluation", "tasks.measure", "tasks.scores", *CHAT)
 ENGINES = ("torch", "transformers", "tokenizers", "sacrebleu", "rapidfuzz", "scipy")
 
 Files = dict[str, str]
@@ -53,22 +54,59 @@ class Graded(NamedTuple):
 def files_of(config: EvaluationConfig) -> Files:
     """Digest the files that settings point to: graders, everyday questions, an encoder's folder, task files.
 
-    They belong to a phase's inputs, so that editing a grader measures anew, and moving it does not. What lies
-    elsewhere, such as an encoder of the Hub, is there by its name.
+    They belong to a phase's inputs, so that editing a grader or a module beside it measures anew, and moving
+    them does not. A path that leads nowhere is there as it is written; the phase says what is wrong with it.
+
+    Raises:
+        ModelError: If the encoder is to come from the Hub and does not.
     """
     from core.evaluation.general import SHIPPED
 
-    base, named = current().base, {}
+    base, found = current().base, {}
     for name, grader in config.graders.items():
         file, _, function = (grader.path or "").rpartition(":")
-        named[f"graders.{name}:{function}"] = file
+        if file:
+            found[f"graders.{name}:{function}"] = _grader(base / file, file)
     if config.general.enabled:
-        named["general"] = config.general.path or str(SHIPPED)
-    if needs_encoder(config):
-        named["encoder"] = config.encoder.model or ""
-    found = {key: base / path for key, path in named.items() if path}
-    digests = {key: path_digest(path) if path.exists() else named[key] for key, path in sorted(found.items())}
-    return digests | _tasks_of(config.harness, base)
+        path = config.general.path or str(SHIPPED)
+        found["general"] = _digest(base / path, path)
+    if needs_encoder(config) and (model := config.encoder.model):
+        found["encoder"] = _digest(_encoder_folder(model, base), model)
+    return found | _tasks_of(config.harness, base)
+
+
+def _digest(path: Path, written: str) -> str:
+    return path_digest(path) if path.exists() else written
+
+
+def _grader(file: Path, written: str) -> str:
+    from core.evaluation.grader_files import grader_digest
+
+    return grader_digest(file) if file.is_file() else written
+
+
+def _encoder_folder(model: str, base: Path) -> Path:
+    """Return the folder of an encoder: as named, or the Hub's snapshot of the main branch as it is now."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    folder = base / model
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        return folder
+    return folder if folder.exists() else _encoder_snapshot(model)
+
+
+def _encoder_snapshot(model: str) -> Path:
+    from core.models.loading import local_snapshot
+
+    try:
+        return local_snapshot(model)
+    except ModelError as error:
+        raise ModelError(
+            f"the encoder {model}: {error.what}", where="evaluation.encoder.model", fix=error.fix
+        ) from error
 
 
 def needs_encoder(config: EvaluationConfig) -> bool:
@@ -129,12 +167,18 @@ def ask_test_set(context: RunContext, one: Examinee, arm: str, ask: "Ask") -> Gr
 
 
 def ask_more(context: RunContext, one: Examinee, graded: Graded, ask: "Ask") -> Graded:
-    """Add what is asked beside the test set: everyday knowledge, and several sampled answers."""
-    extras: dict[str, Any] = {}
-    if one.config.general.enabled:
-        extras["suites"] = (_everyday(context, one),)
-    if one.config.diversity.samples:
-        extras["diversity"] = _diversity(context, one, ask)
+    """Add several sampled answers, if they are wanted: of every way of asking, for they are compared."""
+    if not one.config.diversity.samples:
+        return graded
+    return _with(graded, diversity=_diversity(context, one, graded.report.arm, ask))
+
+
+def ask_everyday(context: RunContext, one: Examinee, graded: Graded) -> Graded:
+    """Add everyday knowledge, if it is wanted; what is known does not depend on the way of asking."""
+    return _with(graded, suites=(_everyday(context, one),)) if one.config.general.enabled else graded
+
+
+def _with(graded: Graded, **extras: Any) -> Graded:
     return graded._replace(report=graded.report.model_copy(update=extras))
 
 
@@ -214,20 +258,20 @@ def _everyday(context: RunContext, one: Examinee) -> Suite:
     )
 
 
-def _diversity(context: RunContext, one: Examinee, ask: "Ask") -> Any:
+def _diversity(context: RunContext, one: Examinee, arm: str, ask: "Ask") -> Any:
     from core.evaluation.diversity import sampled_diversity
-    from core.evaluation.metrics import right_answer
+    from core.evaluation.metrics import answer_grader
     from core.evaluation.questions import read_questions
 
     config = one.config
     return sampled_diversity(
         one.model,
         read_questions(one.splits.test, config.max_examples),
-        right_answer(config, context.base),
+        answer_grader(config, context.base),
         config,
         ask=ask,
         encoder=_encoder(config),
-        tick=_tick(context, one.phase, "questions sampled"),
+        tick=_tick(context, one.phase, f"questions sampled, {arm}"),
     )
 
 

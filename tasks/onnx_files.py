@@ -72,7 +72,7 @@ def measure(context: RunContext, folder: Path, kind: OnnxType, bench: "Bench") -
     return measured, rows
 
 
-def forget_others(target: Path, kinds: tuple[OnnxType, ...]) -> None:
+def forget_others(target: Path, kinds: tuple[str, ...]) -> None:
     """Delete the models of types that are no longer made."""
     if target.is_dir():
         for stale in [path for path in target.iterdir() if path.name not in kinds]:

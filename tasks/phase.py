@@ -30,9 +30,9 @@ from core.config import Frozen
 from core.errors import ResourceError
 from tasks.context import RunContext, current
 from tasks.events import PhaseState
+from tasks.workspace import HERE
 
 ROOT = Path(__file__).resolve().parent.parent
-HERE = "{workspace}"
 
 Result = PhaseResult[Any, Any]
 

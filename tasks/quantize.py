@@ -18,7 +18,7 @@ from core.config import Frozen
 from core.evaluation.config import EvaluationConfig
 from core.evaluation.reports import EvalReport
 from core.quantization.config import QuantizationConfig
-from core.quantization.reports import QuantizedFile, QuantReport
+from core.quantization.reports import PytorchFile, QuantizedFile, QuantReport
 from gates.rungs import Wanted, shipped
 from gates.thresholds import QuantizationVerified
 from tasks.chat_tokens import READS as CHAT
@@ -29,6 +29,7 @@ from tasks.ladder import Bench, Rows, examine, measure_parity, set_up
 from tasks.measure import Files
 from tasks.onnx_files import make_onnx
 from tasks.phase import Outcome, library_version, phase
+from tasks.pytorch_files import make_pytorch
 
 
 class QuantizedModels(PhaseResult[Quantized, QuantReport]):
@@ -93,10 +94,10 @@ READS = (
     "core.deployment.gguf",
     "core.deployment.llama",
     "core.deployment.onnx",
+    "core.deployment.pytorch",
     "core.deployment.templates",
     "core.deployment.tokenizer_files",
     "core.evaluation",
-    "core.models",
     "core.quantization",
     "gates.evidence",
     "gates.gains",
@@ -105,6 +106,7 @@ READS = (
     "tasks.ladder",
     "tasks.measure",
     "tasks.onnx_files",
+    "tasks.pytorch_files",
     *CHAT,
 )
 
@@ -128,7 +130,7 @@ def quantize(
 
     merged.verified(), splits.verified()
     track_reads(context, splits, "test")
-    target, onnx_folder = context.workspace.root / gguf_path, context.workspace.root / "models" / "onnx"
+    target = context.workspace.root / gguf_path
     family = str((read_hf_config(merged.path).get("architectures") or ["unknown"])[0])
     with scratch_beside(target) as work:
         examples = plan.settings.parity_examples
@@ -147,13 +149,29 @@ def quantize(
             files=(),
         )
         report, answers = climb(context, report, written, bench, plan.enough)
-        onnx = make_onnx(context, merged.path, onnx_folder, plan.settings.onnx, bench)
-    answers += [write_rows(context, f"onnx-{file.type}", rows) for file, rows in onnx]
-    report = report.model_copy(update={"onnx": tuple(file for file, _ in onnx)})
+        report, others = make_others(context, merged.path, plan.settings, bench, report)
+    answers += others
     forget_others(context.workspace.metrics, answers)
     note = " · ".join(f"{f.type} {f.evaluation.value:.3f} ({f.bytes / 1e6:.1f} MB)" for f in report.files)
     result = QuantizedModels(artifact=Quantized(path=target, digest=path_digest(target)), report=report)
-    return Outcome(result, (target, *([onnx_folder] if onnx else []), *answers), note)
+    forms = {"onnx": report.onnx, "pytorch": report.pytorch}
+    folders = [context.workspace.root / "models" / form for form, made in forms.items() if made]
+    return Outcome(result, (target, *folders, *answers), note)
+
+
+def make_others(
+    context: RunContext, merged: Path, settings: QuantizationConfig, bench: Bench, report: QuantReport
+) -> tuple[QuantReport, list[Path]]:
+    """Make the forms beside the ladder; return the report with them, and where each one's answers lie."""
+    models = context.workspace.root / "models"
+    onnx = make_onnx(context, merged, models / "onnx", settings.onnx, bench)
+    answers = [write_rows(context, f"onnx-{file.type}", rows) for file, rows in onnx]
+    pytorch = make_pytorch(context, merged, models / "pytorch", settings.pytorch, bench)
+    for file, rows in pytorch:
+        answers.append(write_rows(context, f"pytorch-{file.type}", rows))
+        log_rung(context, f"pytorch-{file.type}", file)
+    made = {"onnx": tuple(file for file, _ in onnx), "pytorch": tuple(file for file, _ in pytorch)}
+    return report.model_copy(update=made), answers
 
 
 def climb(
@@ -170,25 +188,25 @@ def climb(
         measured, rows = examine(context, written.files[kind], kind, bench)
         answers.append(write_rows(context, kind, rows))
         report = report.model_copy(update={"files": (*report.files, measured)})
-        log_rung(context, measured)
+        log_rung(context, kind, measured)
         if enough and shipped(enough.tuned, report, enough.limits, enough.wanted):
             return report.model_copy(update={"skipped": tuple(by_size[done + 1 :])}), answers
     return report, answers
 
 
-def log_rung(context: RunContext, file: QuantizedFile) -> None:
-    """Track one file's numbers under its type: a list of files has no place among metrics."""
+def log_rung(context: RunContext, label: str, file: QuantizedFile | PytorchFile) -> None:
+    """Track one file's numbers under a name of its own: a list of files has no place among metrics."""
     if context.phase_run is not None:
-        context.phase_run.log(0, {f"quantize.{file.type}.{name}": value for name, value in figures(file)})
+        context.phase_run.log(0, {f"quantize.{label}.{name}": value for name, value in figures(file)})
 
 
-def figures(file: QuantizedFile) -> Iterator[tuple[str, float]]:
+def figures(file: QuantizedFile | PytorchFile) -> Iterator[tuple[str, float]]:
     """Yield the numbers that tell files apart."""
     scored = file.evaluation
     yield from ((name, metric.value) for name, metric in scored.metrics.items())
     yield "tokens_per_second", scored.tokens_per_second
     for name in ("bytes", "prompt_mismatches", "broken", "fixed", "text_agreement", "load_seconds"):
-        if (value := getattr(file, name)) is not None:
+        if (value := getattr(file, name, None)) is not None:
             yield name, float(value)
     if file.distance is not None:
         yield "kl", file.distance.kl

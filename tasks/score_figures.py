@@ -7,9 +7,11 @@ from tasks.context import RunContext
 
 
 def track_scores(context: RunContext, arms: Sequence[EvalReport]) -> None:
-    """Log the scores of arms as metrics, and those of subgroups as a table too."""
+    """Log the scores of arms as metrics, what k tries are worth as curves over k, and subgroups as a table too."""
     if run := context.phase_run:
         run.log(0, dict(score_figures(arms)))
+        for k, figures in tries_curve(arms).items():
+            run.log(k, figures)
         run.table(subgroup_rows(arms), "subgroups")
 
 
@@ -25,6 +27,21 @@ def score_figures(arms: Sequence[EvalReport]) -> Iterator[tuple[str, float]]:
             yield f"{arm.arm}.{_plain(suite.name)}.{_plain(suite.metric)}", suite.value
         if arm.diversity:
             yield from _diversity(arm)
+
+
+def tries_curve(arms: Sequence[EvalReport]) -> dict[int, dict[str, float]]:
+    """Name what k tries of every arm are worth, by k: MLflow draws it with k as the step."""
+    curves: dict[int, dict[str, float]] = {}
+    for arm in arms:
+        for one in arm.diversity.tries if arm.diversity else ():
+            values = {"pass_at": one.pass_at, "usq_at": one.usq_at, "independent_pass_at": one.independent,
+                      "der": one.der, "der_independent": one.der_independent, "der_identical": one.der_identical,
+                      "tries_efficiency": one.efficiency}  # fmt: skip
+            named = {
+                f"{arm.arm}.diversity.{what}_k": value for what, value in values.items() if value is not None
+            }
+            curves.setdefault(one.k, {}).update(named)
+    return curves
 
 
 def subgroup_rows(arms: Sequence[EvalReport]) -> list[dict[str, object]]:
@@ -62,7 +79,14 @@ def _diversity(arm: EvalReport) -> Iterator[tuple[str, float]]:
     if found.semantic is not None:
         yield f"{name}.semantic", found.semantic
     yield from ((f"{name}.distinct_{n}", value) for n, value in found.distinct.items())
-    yield from ((f"{name}.pass_at_{k}", value) for k, value in found.pass_at.items())
+    for k, value in found.pass_at.items():
+        yield f"{name}.pass_at_{k}", value
+        yield f"{name}.usq_at_{k}", found.tries[k - 1].usq_at
+    if found.collapse_point is not None:
+        yield f"{name}.collapse_point", float(found.collapse_point)
+    for figure, spread in found.spread.items():
+        if spread.deviation is not None:
+            yield f"{name}.{figure}.deviation", spread.deviation
 
 
 def _plain(text: str) -> str:

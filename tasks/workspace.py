@@ -10,6 +10,9 @@ from filelock import FileLock, Timeout
 from core.artifacts import sweep_parts
 from core.errors import ConfigError
 
+HERE = "{workspace}"
+"""Stands for the workspace's folder in the records of phases, so that a workspace may be moved."""
+
 
 class Workspace:
     """Names the places inside one workspace folder."""

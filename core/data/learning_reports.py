@@ -95,19 +95,9 @@ class MaskCounts(Frozen):
         return self.trained_tokens / self.tokens if self.tokens else 0.0
 
     @property
-    def lost_share(self) -> float:
-        """Share of tokens behind the window."""
-        return self.lost_tokens / self.tokens if self.tokens else 0.0
-
-    @property
     def lost_trained_share(self) -> float:
         """Share of trained tokens behind the window."""
         return self.lost_trained_tokens / self.trained_tokens if self.trained_tokens else 0.0
-
-    @property
-    def cut_share(self) -> float:
-        """Share of examples longer than the window."""
-        return self.cut_examples / self.examples if self.examples else 0.0
 
     @property
     def closed_share(self) -> float:

@@ -102,9 +102,3 @@ def read_column(path: Path, column: str) -> pa.ChunkedArray:
 def notes_of(path: Path) -> Any:
     """Return the JSON value kept with a file."""
     return json.loads(pq.read_schema(path).metadata[_NOTES])
-
-
-def count_rows(path: Path) -> int:
-    """Return how many rows a file holds, without reading them."""
-    rows: int = pq.read_metadata(path).num_rows
-    return rows

@@ -42,6 +42,15 @@ class Example(Frozen):
         return [{"role": message.role, "content": message.content} for message in self.messages]
 
 
+class PytorchForm(Frozen):
+    """The same model as a folder for PyTorch, beside the bundle."""
+
+    path: str
+    """Inside the run's workspace."""
+    measured: str
+    """What it scored, in one sentence."""
+
+
 class ApiFacts(Frozen):
     """What a caller needs to know."""
 
@@ -61,6 +70,7 @@ class ApiFacts(Frozen):
     domain: str
     limits: tuple[str, ...] = ()
     """What callers must expect, such as the card's limitations."""
+    pytorch: tuple[PytorchForm, ...] = ()
     examples: tuple[Example, ...] = Field(min_length=1)
     """The first one is the request that the page shows in full."""
 

@@ -9,6 +9,8 @@ from core.config import Block, without_secrets
 BuiltinMetric = Literal[
     "exact_match",
     "token_f1",
+    "rouge_1",
+    "rouge_2",
     "rouge_l",
     "chrf",
     "numeric",
@@ -90,13 +92,22 @@ class DiversityConfig(Block):
     """Several sampled answers per question: how different, and how often one is right."""
 
     samples: int = Field(default=0, ge=0, le=64)
-    """Answers per question; 0 samples none."""
+    """Answers per question, of the tuned model and of the base in each of its arms; 0 samples none."""
     questions: int = Field(default=50, ge=1)
     """Questions to sample on."""
     temperature: float = Field(default=0.7, gt=0, le=2)
     """Sampling temperature."""
     top_p: float = Field(default=0.9, gt=0, le=1)
     """Nucleus kept in sampling."""
+    seeds: tuple[int, ...] = ()
+    """Sample anew with each, such as [42, 123, 456], to see what chance does; empty takes evaluation.seed.
+    The cost is arms x questions x samples x seeds answers."""
+
+    @model_validator(mode="after")
+    def _different(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("the same seed twice draws the same answers; name each once")
+        return self
 
 
 class GeneralConfig(Block):
@@ -131,8 +142,8 @@ class EvaluationConfig(Block):
     primary_metric: str = "exact_match"
     """The metric the gates compare: one of metrics."""
     metrics: tuple[str, ...] = ("exact_match", "token_f1")
-    """Metrics to compute: exact_match, token_f1, rouge_l, chrf, numeric, json_valid, similarity, perplexity, judge, or
-    names in graders."""
+    """Metrics to compute: exact_match, token_f1, rouge_1, rouge_2, rouge_l, chrf, numeric, json_valid, similarity,
+    perplexity, judge, or names in graders."""
     graders: dict[str, GraderConfig] = {}
     """Graders of your own by name."""
     baseline: BaselineConfig = BaselineConfig()

@@ -2,20 +2,23 @@
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from core.errors import ConfigError, DataError
+from core.evaluation.attempts import COLLAPSE, collapse_point, pass_at_k, tries, usq_at_k
 from core.evaluation.config import EvaluationConfig
 from core.evaluation.graders import words
+from core.evaluation.metrics import sample_metric
 from core.evaluation.questions import Question
-from core.evaluation.reports import Diversity
+from core.evaluation.reports import Diversity, SeedSpread
 from core.evaluation.responders import Message, Responder, Sampler, Tick
 
 NGRAMS = (1, 2, 3)
 PASS_AT = (1, 5, 10)
-Right = Callable[[Question, str], bool]
-"""Whether an answer is right."""
+Grade = Callable[[Question, str], float]
+"""How good an answer is, from 0 to 1; 1 is right."""
 
 
 class SentenceEncoder(Protocol):
@@ -26,30 +29,38 @@ class SentenceEncoder(Protocol):
         ...
 
 
+class _Drawn(NamedTuple):
+    """What the answers of one seed are like."""
+
+    figures: dict[str, tuple[float, ...]]
+    """By name, one number per question."""
+    type_token_ratio: float
+
+
 def sampled_diversity(
     responder: Responder,
     questions: Sequence[Question],
-    right: Right,
+    grade: Grade,
     config: EvaluationConfig,
     *,
     ask: Callable[[list[Message]], list[Message]] = list,
     encoder: SentenceEncoder | None = None,
     tick: Tick = lambda done, total: None,
 ) -> Diversity:
-    """Sample several answers to the first questions, and measure them.
+    """Sample several answers to the first questions, with every seed anew, and measure them.
 
     Args:
         responder: The model.
         questions: Test questions.
-        right: Tells a right answer.
-        config: Samples, questions, temperature and nucleus; longest answer; seed.
+        grade: Scores an answer; see ``core.evaluation.metrics.answer_grader``.
+        config: Samples, questions, temperature, nucleus and seeds; longest answer.
         ask: Turns a question's conversation into what the model is given.
         encoder: For semantic distance; None leaves it out.
         tick: Progress listener.
 
     Raises:
         ConfigError: If the responder cannot sample.
-        DataError: If there is no question.
+        DataError: If there is no question, or a grader fails on an answer.
     """
     settings = config.diversity
     chosen = [question for question in questions if question.messages][: settings.questions]
@@ -59,44 +70,97 @@ def sampled_diversity(
         )
     if not chosen or settings.samples < 1:
         raise DataError("there is nothing to sample", where="evaluation.diversity", fix="set samples: 0")
-    drawn = responder.sample(
-        [ask(question.messages) for question in chosen],
-        settings.samples,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        seed=config.seed,
-        max_new_tokens=config.max_new_tokens,
-        tick=tick,
-    )
-    groups = [[answer.text for answer in group] for group in drawn]
-    hits = [
-        sum(right(question, text) for text in group) for question, group in zip(chosen, groups, strict=True)
-    ]
-    return _described(groups, hits, config, encoder)
+    prompts = [ask(question.messages) for question in chosen]
+    seeds = settings.seeds or (config.seed,)
+    drawn = []
+    for turn, seed in enumerate(seeds):
+        groups = responder.sample(
+            prompts,
+            settings.samples,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=seed,
+            max_new_tokens=config.max_new_tokens,
+            tick=_later(tick, turn, len(seeds)),
+        )
+        texts = [[answer.text for answer in group] for group in groups]
+        scores = [
+            [grade(question, text) for text in group] for question, group in zip(chosen, texts, strict=True)
+        ]
+        drawn.append(_described(texts, scores, encoder))
+    return _report(drawn, [question.id for question in chosen], seeds, config)
+
+
+def _later(tick: Tick, turn: int, turns: int) -> Tick:
+    return lambda done, total: tick(turn * total + done, turns * total)
 
 
 def _described(
-    groups: Sequence[Sequence[str]],
-    hits: Sequence[int],
-    config: EvaluationConfig,
-    encoder: SentenceEncoder | None,
-) -> Diversity:
-    settings = config.diversity
+    groups: Sequence[Sequence[str]], scores: Sequence[Sequence[float]], encoder: SentenceEncoder | None
+) -> _Drawn:
     tokens = [[words(text) for text in group] for group in groups]
-    semantic = _mean([encoder.mean_distance(group) for group in groups]) if encoder else None
-    ks = [k for k in PASS_AT if k <= settings.samples]
+    samples = len(groups[0])
+    rights = [sum(score >= 1 for score in group) for group in scores]
+    figures = {
+        "self_bleu": tuple(self_bleu(group) for group in tokens),
+        **{f"distinct_{n}": tuple(distinct(group, n) for group in tokens) for n in NGRAMS},
+        "mean_words": tuple(_mean([len(text) for text in group]) for group in tokens),
+    }
+    if encoder:
+        figures["semantic"] = tuple(encoder.mean_distance(group) for group in groups)
+    for k in range(1, samples + 1):
+        figures[f"pass_at_{k}"] = tuple(pass_at_k(samples, right, k) for right in rights)
+        figures[f"usq_at_{k}"] = tuple(usq_at_k(group, k) for group in scores)
+    return _Drawn(figures, type_token_ratio(tokens))
+
+
+def _report(
+    drawn: Sequence[_Drawn], ids: Sequence[str], seeds: Sequence[int], config: EvaluationConfig
+) -> Diversity:
+    """Average over seeds; the questions keep a number each, so that models can be compared in pairs."""
+    settings, names = config.diversity, drawn[0].figures
+    by_question = {name: _over_seeds([one.figures[name] for one in drawn]) for name in names}
+    means = {name: _mean(values) for name, values in by_question.items()}
+    by_seed = {name: [_mean(one.figures[name]) for one in drawn] for name in names}
+    by_seed["type_token_ratio"] = [one.type_token_ratio for one in drawn]
+    passed = [means[f"pass_at_{k}"] for k in range(1, settings.samples + 1)]
+    kept = [name for name in names if _is_kept(name)]
     return Diversity(
-        questions=len(groups),
+        questions=len(ids),
         samples=settings.samples,
         temperature=settings.temperature,
         top_p=settings.top_p,
-        self_bleu=_mean([self_bleu(group) for group in tokens]),
-        distinct={n: _mean([distinct(group, n) for group in tokens]) for n in NGRAMS},
-        type_token_ratio=type_token_ratio(tokens),
-        semantic=semantic,
-        mean_words=_mean([float(len(text)) for group in tokens for text in group]),
-        pass_at={k: _mean([pass_at_k(settings.samples, right, k) for right in hits]) for k in ks},
+        seeds=tuple(seeds),
+        metric=sample_metric(config),
+        self_bleu=means["self_bleu"],
+        distinct={n: means[f"distinct_{n}"] for n in NGRAMS},
+        type_token_ratio=_mean(by_seed["type_token_ratio"]),
+        semantic=means.get("semantic"),
+        mean_words=means["mean_words"],
+        pass_at={k: passed[k - 1] for k in PASS_AT if k <= settings.samples},
+        tries=tries(passed, [means[f"usq_at_{k}"] for k in range(1, settings.samples + 1)]),
+        collapse_point=collapse_point(passed),
+        collapse_below=COLLAPSE,
+        spread={name: _spread(by_seed[name]) for name in (*kept, "type_token_ratio")},
+        ids=tuple(ids),
+        by_question={name: by_question[name] for name in kept},
     )
+
+
+def _is_kept(name: str) -> bool:
+    """Tell a figure that is kept by question from those that only a curve needs."""
+    what, _, k = name.rpartition("_at_")
+    return not what or int(k) in PASS_AT
+
+
+def _over_seeds(runs: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    return tuple(_mean(values) for values in zip(*runs, strict=True))
+
+
+def _spread(values: Sequence[float]) -> SeedSpread:
+    if len(values) > 1:
+        return SeedSpread(values=tuple(values), deviation=statistics.stdev(values))
+    return SeedSpread(values=tuple(values), deviation=None, absent={"deviation": "there is one seed"})
 
 
 def self_bleu(answers: Sequence[Sequence[str]], order: int = 4) -> float:
@@ -126,24 +190,6 @@ def type_token_ratio(groups: Sequence[Sequence[Sequence[str]]]) -> float:
     """Return different words over all words, of all answers to all questions together."""
     flat = [word for group in groups for answer in group for word in answer]
     return len(set(flat)) / len(flat) if flat else 0.0
-
-
-def pass_at_k(n: int, right: int, k: int) -> float:
-    """Return the chance that k of n answers, drawn without replacement, hold a right one.
-
-    1 - C(n - c, k) / C(n, k): unbiased, unlike looking at the first k (arXiv:2107.03374, eq. 1).
-
-    Args:
-        n: Answers.
-        right: How many of them are right, c.
-        k: How many are drawn.
-
-    Raises:
-        ValueError: Unless 0 <= right <= n and 1 <= k <= n.
-    """
-    if not (0 <= right <= n and 1 <= k <= n):
-        raise ValueError(f"pass@{k} is undefined for {right} right of {n}")
-    return 1 - math.comb(n - right, k) / math.comb(n, k)
 
 
 def pareto_front(points: Sequence[Sequence[float]]) -> list[bool]:

@@ -151,6 +151,18 @@ def odds_ratio(flips: Flips) -> float:
     return (flips.fixed + half) / (flips.broken + half)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for being several: the chance of one false alarm among all stays below the level (Holm 1979).
+
+    The i-th smallest of m is multiplied by m - i + 1, and is never below the ones before it.
+    """
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = least
+    return adjusted
+
+
 def _array(scores: Sequence[float]) -> Scores:
     array = np.asarray(scores, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:

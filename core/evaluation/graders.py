@@ -60,6 +60,19 @@ def rouge_l(answer: str, reference: str) -> float:
     return 2 * LCSseq.similarity(got, wanted) / (len(got) + len(wanted))
 
 
+def rouge_1(answer: str, reference: str) -> float:
+    """Return the F1 of shared words, counting repeats (Lin 2004, ROUGE-1)."""
+    return _rouge_n(answer, reference, 1)
+
+
+def rouge_2(answer: str, reference: str) -> float:
+    """Return the F1 of shared pairs of neighbouring words, counting repeats (Lin 2004, ROUGE-2).
+
+    A text of one word has no pair: against another such text it is 1 if the words are equal, else 0.
+    """
+    return _rouge_n(answer, reference, 2)
+
+
 def chrf(answer: str, reference: str) -> float:
     """Return the F2 of character n-grams up to 6, spaces left out (Popović 2015, chrF2), by sacrebleu."""
     score = _chrf().sentence_score(answer, [reference]).score / 100
@@ -96,6 +109,15 @@ def json_valid(answer: str, reference: str) -> float:
     return 1.0
 
 
+def _rouge_n(answer: str, reference: str, n: int) -> float:
+    """Return 2 * shared / (n-grams of the answer + n-grams of the reference), over ``words``."""
+    got, wanted = words(answer), words(reference)
+    mine, theirs = (Counter(zip(*(each[i:] for i in range(n)), strict=False)) for each in (got, wanted))
+    if not mine and not theirs:
+        return float(got == wanted)
+    return 2 * (mine & theirs).total() / (mine.total() + theirs.total())
+
+
 def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
@@ -115,6 +137,8 @@ def _chrf() -> Any:
 GRADERS: dict[str, Grader] = {
     "exact_match": exact_match,
     "token_f1": token_f1,
+    "rouge_1": rouge_1,
+    "rouge_2": rouge_2,
     "rouge_l": rouge_l,
     "chrf": chrf,
     "numeric": numeric,

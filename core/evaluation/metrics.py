@@ -180,8 +180,14 @@ def _verdicts(asked: Sequence[Asked], config: EvaluationConfig, tools: Tools) ->
     )
 
 
-def right_answer(config: EvaluationConfig, base: Path) -> Callable[[Question, str], bool]:
-    """Return what tells a right answer: the primary metric at 1, or exact match if that is no text grader.
+def sample_metric(config: EvaluationConfig) -> str:
+    """Name the metric that grades sampled answers: the primary one, or exact match if that is no text grader."""
+    name = config.primary_metric
+    return name if name in config.graders or name in GRADERS else "exact_match"
+
+
+def answer_grader(config: EvaluationConfig, base: Path) -> Callable[[Question, str], float]:
+    """Return what scores any answer to a question from 0 to 1, by ``sample_metric``.
 
     Args:
         config: Metrics and graders.
@@ -190,14 +196,10 @@ def right_answer(config: EvaluationConfig, base: Path) -> Callable[[Question, st
     Raises:
         ConfigError: If the grader is incomplete.
     """
-    name = config.primary_metric
-    if name in config.graders:
-        grade = own_grader(name, config.graders[name], base)
-    else:
-        name = name if name in GRADERS else "exact_match"
-        grade = _builtin(name)
+    name = sample_metric(config)
+    grade = own_grader(name, config.graders[name], base) if name in config.graders else _builtin(name)
 
-    def right(question: Question, text: str) -> bool:
-        return _checked(name, Asked(question, [], Answer(text, [], 0)), grade) >= 1
+    def graded(question: Question, text: str) -> float:
+        return _checked(name, Asked(question, [], Answer(text, [], 0)), grade)
 
-    return right
+    return graded

@@ -1,4 +1,6 @@
-"""Scores of one model on one test set."""
+"""Scores of one model on one test set, and what several models' scores say beside each other."""
+
+from typing import ClassVar, Literal
 
 from core.config import Frozen
 from core.evaluation.config import LOWER_IS_BETTER as LOWER_IS_BETTER
@@ -52,13 +54,51 @@ class Suite(Frozen):
     """A smaller value is worse; false for a benchmark's perplexity."""
 
 
+class AtK(Frozen):
+    """What k tries at a question are worth, as a mean over questions; see ``core.evaluation.attempts``."""
+
+    k: int
+    pass_at: float
+    """Chance that one of k answers is right; unbiased (arXiv:2107.03374)."""
+    usq_at: float
+    """Expected score of the best of k answers, as a user who chooses gets it; unbiased."""
+    independent: float
+    """pass@k of independent tries at the rate pass@1 on every question."""
+    der: float | None
+    """DER@k = pass@k / (k pass@1)."""
+    der_independent: float | None
+    """DER@k of independent tries at the rate pass@1 on every question: the upper reference."""
+    der_identical: float
+    """DER@k if all k tries are one answer, 1/k: the lower reference."""
+    efficiency: float | None
+    """Where DER@k lies between its references, 0 for equal tries and 1 for independent ones."""
+    absent: dict[str, str] = {}
+    """Why a field is null, by its name."""
+
+
+class SeedSpread(Frozen):
+    """A figure of sampled answers by seed."""
+
+    values: tuple[float, ...]
+    """In the order of the seeds."""
+    deviation: float | None
+    """Standard deviation over seeds, with n - 1."""
+    absent: dict[str, str] = {}
+
+
 class Diversity(Frozen):
-    """How sampled answers to the same questions differ, and how often one of them is right."""
+    """How sampled answers to the same questions differ, and how often one of them is right.
+
+    Every figure is the mean over seeds.
+    """
 
     questions: int
     samples: int
     temperature: float
     top_p: float
+    seeds: tuple[int, ...]
+    metric: str
+    """What graded the samples: the primary metric, or exact_match if that grades no single text."""
     self_bleu: float
     """Mean BLEU-4 of an answer against its siblings; 1 means all the same."""
     distinct: dict[int, float]
@@ -68,7 +108,18 @@ class Diversity(Frozen):
     """Mean pairwise cosine distance by the encoder; null without one."""
     mean_words: float
     pass_at: dict[int, float]
-    """Chance that one of k answers is right (primary metric at 1), by k; unbiased (arXiv:2107.03374)."""
+    """Chance that one of k answers is right (the metric at 1), by k; unbiased (arXiv:2107.03374)."""
+    tries: tuple[AtK, ...]
+    """For every k up to the number of samples."""
+    collapse_point: int | None
+    """Smallest k from which one more answer adds less than ``collapse_below`` to pass@k; null: not within these."""
+    collapse_below: float
+    spread: dict[str, SeedSpread]
+    """By figure, such as self_bleu, distinct_2 or pass_at_5."""
+    ids: tuple[str, ...]
+    """Of the questions sampled on."""
+    by_question: dict[str, tuple[float, ...]]
+    """By figure: one number per question, for paired tests."""
 
 
 class EvalReport(Frozen):
@@ -102,9 +153,211 @@ class EvalReport(Frozen):
     seed: int
     tokens_per_second: float
 
+    # The same scores at another speed are the same scores.
+    not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"tokens_per_second"})
+
 
 class BaselineReport(Frozen):
     """The untrained base, asked in every way that was wanted."""
 
     arms: tuple[EvalReport, ...]
     """At least one; the first is asked exactly as the tuned model is, if zero_shot is among them."""
+
+
+# The result files of an evaluation
+
+
+class Greedy(Frozen):
+    """Decoding of the deterministic part: one answer to a question, the likeliest token at every step."""
+
+    strategy: str
+    samples: Literal[1] = 1
+    max_new_tokens: int
+
+
+class Sampling(Frozen):
+    """Decoding of the diverse part: several answers to a question."""
+
+    samples: int
+    questions: int
+    temperature: float
+    top_p: float
+    seeds: tuple[int, ...]
+    max_new_tokens: int
+
+
+class ResultFile(Frozen):
+    """What every result file says of itself; a null field has its reason under ``absent``."""
+
+    schema_version: Literal[1] = 1
+    split_digest: str
+    """Digest of the test file."""
+    model_digest: str
+    """Digest of the tuned model; every arm names its own."""
+    deterministic: Greedy
+    diverse: Sampling | None
+    absent: dict[str, str] = {}
+    """Why a field is null, by its name."""
+
+
+class ArmDiversity(Frozen):
+    """How the sampled answers of one arm differ."""
+
+    arm: str
+    model_digest: str
+    self_bleu: float | None
+    distinct: dict[int, float] | None
+    type_token_ratio: float | None
+    semantic: float | None
+    mean_words: float | None
+    spread: dict[str, SeedSpread] | None
+    absent: dict[str, str] = {}
+
+
+class DiversityResults(ResultFile):
+    """diversity_metrics.json."""
+
+    arms: tuple[ArmDiversity, ...]
+
+
+class ArmQuality(Frozen):
+    """The greedy answers of one arm in every metric."""
+
+    arm: str
+    model_digest: str
+    prompt_digest: str
+    n: int
+    metrics: dict[str, MetricValue]
+
+
+class QualityResults(ResultFile):
+    """quality_metrics.json."""
+
+    primary_metric: str
+    confidence: float
+    resamples: int
+    seed: int
+    arms: tuple[ArmQuality, ...]
+
+
+class ArmTries(Frozen):
+    """What several tries of one arm are worth."""
+
+    arm: str
+    model_digest: str
+    metric: str | None
+    """What graded the samples."""
+    tries: tuple[AtK, ...] | None
+    collapse_point: int | None
+    collapse_below: float | None
+    absent: dict[str, str] = {}
+
+
+class TriesResults(ResultFile):
+    """passk_results.json."""
+
+    arms: tuple[ArmTries, ...]
+
+
+class ArmJudged(Frozen):
+    """The verdicts on one arm's greedy answers."""
+
+    arm: str
+    model_digest: str
+    value: MetricValue
+    scores: dict[str, float]
+    """By example id, from 0 to 1."""
+
+
+class JudgeResults(ResultFile):
+    """llm_judge_results.json."""
+
+    judge: str
+    """Name of the model that judged."""
+    instructions: str
+    arms: tuple[ArmJudged, ...]
+
+
+class Contrast(Frozen):
+    """The tuned model against one arm of the base in one metric, by paired scores of examples."""
+
+    against: str
+    """The arm."""
+    metric: str
+    """A metric, with one score per test example, or diversity.FIGURE, with one per question sampled on.
+    perplexity is compared by each example's mean loss per token, in nats."""
+    higher_is_better: bool
+    n: int
+    base_mean: float
+    tuned_mean: float
+    difference: float
+    """Mean of tuned minus base."""
+    low: float
+    high: float
+    """Ends of the paired bootstrap interval."""
+    fixed: int | None
+    broken: int | None
+    odds_ratio: float | None
+    mcnemar_p: float | None
+    wilcoxon_p: float
+    t_p: float
+    mann_whitney_p: float
+    """Knows nothing of pairs, and so sees less than the others."""
+    cohens_dz: float | None
+    cohens_d: float | None
+    cliffs_delta: float
+    decided_by: Literal["mcnemar", "wilcoxon"]
+    p_value: float
+    """Of the deciding test."""
+    p_holm: float
+    """The same, adjusted for all comparisons of its kind in this file (Holm 1979): over the whole test set, or over
+    sampled answers."""
+    verdict: Literal["better", "worse", "no difference shown"]
+    """By p_holm at the file's confidence, and the sign of the difference."""
+    absent: dict[str, str] = {}
+
+
+class Unpaired(Frozen):
+    """A comparison that was not made."""
+
+    against: str
+    metric: str
+    reason: str
+
+
+class StatisticalResults(ResultFile):
+    """statistical_tests.json."""
+
+    confidence: float
+    resamples: int
+    seed: int
+    contrasts: tuple[Contrast, ...]
+    left_out: tuple[Unpaired, ...]
+
+
+class ArmSummary(Frozen):
+    """One arm in a line."""
+
+    arm: str
+    model_digest: str
+    n: int
+    primary: MetricValue
+    diversity: float | None
+    """1 - self-BLEU-4."""
+    pass_at: dict[int, float] | None
+    usq_at: dict[int, float] | None
+    collapse_point: int | None
+    pareto_optimal: bool | None
+    """No other arm is at least as good and as diverse, and better in one."""
+    absent: dict[str, str] = {}
+
+
+class SummaryResults(ResultFile):
+    """summary.json."""
+
+    primary_metric: str
+    pareto_axes: tuple[str, ...]
+    """More is better on each."""
+    arms: tuple[ArmSummary, ...]
+    headlines: tuple[str, ...]
+    """The verdicts in words."""

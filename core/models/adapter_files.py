@@ -1,4 +1,4 @@
-"""Adapter folders: does one fit a base? Compared tensor by tensor before anything is loaded."""
+"""Adapter folders: does one fit a base? Compared tensor by tensor, and by the weights it was trained on."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from core.errors import ModelError
+from core.models.base_identity import check_identity
 from core.models.files import read_object
 from core.models.weight_files import BrokenFile, TensorFiles, read_header
 
@@ -20,8 +21,8 @@ _PART = re.compile(r"(?:\.base_layer)?\.(lora_A|lora_B|lora_magnitude_vector|bia
 def check_adapter(folder: Path, model: nn.Module) -> dict[str, Any]:
     """Refuse an adapter that does not fit a base model.
 
-    Every tensor must belong to a layer of the base and have its widths, and every layer that the adapter
-    names must have its tensors.
+    Every tensor must belong to a layer of the base and have its widths, every layer that the adapter
+    names must have its tensors, and if the adapter says which weights it was trained on, they must be these.
 
     Args:
         folder: ``adapter_config.json`` and ``adapter_model.safetensors``.
@@ -46,6 +47,7 @@ def check_adapter(folder: Path, model: nn.Module) -> dict[str, Any]:
     if lacking := _uncovered(settings, layers, covered):
         what = f"the adapter is for another base ({base}): it has nothing for layer {lacking}"
         raise ModelError(what, where=str(folder), fix=OTHER_BASE)
+    check_identity(folder, model)
     return settings
 
 

@@ -7,11 +7,7 @@ from pydantic import Field, model_validator
 from core.config import Block
 
 LINEAR_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
 Framework = Literal["hf", "unsloth", "fused"]
-ALL_LINEAR = "all-linear"
-"""Target of an adapter that goes on every linear layer but the output head."""
 
 
 class ModelConfig(Block):

@@ -24,6 +24,11 @@ class Choice(NamedTuple):
     """Why it is not the one that was asked for."""
 
 
+def edits_libraries(framework: Framework) -> bool:
+    """Tell whether an engine changes the libraries it uses for the whole process, and belongs in one of its own."""
+    return framework == "unsloth"
+
+
 def choose_framework(config: ModelConfig, *, has_gpu: bool) -> Choice:
     """Choose the engine: the one asked for, or hf with a notice where the config allows that.
 
@@ -61,13 +66,13 @@ def fallen_back(config: ModelConfig, obstacle: UserError) -> Choice:
 def prepare_framework(config: ModelConfig) -> Choice:
     """Import the chosen engine; call it first in the process that trains, before any other import.
 
-    Unsloth edits Transformers, PEFT and TRL while it is imported. Edits of classes and methods take effect
-    whenever they happen, but a module that has copied a function by then keeps the stock one, and unsloth warns that it
-    may be slower. What holds: nothing is imported here unless the config asks for unsloth; every function that
-    loads a model for training calls this again, so forgetting the early call costs speed, not correctness.
-    Llama, Mistral and Qwen models that hf loads later in the same process keep their stock forward passes, for
-    unsloth runs its own only on modules it loaded. Of other families (Gemma, Phi) it replaces the classes
-    themselves: what hf loads after that runs unsloth's, so such a model is better measured in another process.
+    Unsloth edits Transformers, PEFT and TRL while it is imported, and warns that it may be slower where they were
+    imported before it: a module that has copied a function by then keeps the stock one. It also leaves its edits
+    behind: of Llama, Mistral and Qwen only the models it loaded itself run them, but of other families (Gemma, Phi)
+    it replaces the classes, so what hf loads after that runs unsloth's. Both are why a run trains with it in a
+    process of its own, see ``edits_libraries`` and ``core.training.apart``; a program that calls ``load_model`` with it
+    should do as ``core.training.worker`` does. Every function that loads a model for training calls this again, so
+    forgetting the early call costs speed, not correctness. Nothing is imported unless the config asks for unsloth.
 
     Returns:
         The engine to use; a fall-back is also told as a ``FrameworkNotice`` warning.

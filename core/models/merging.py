@@ -1,6 +1,6 @@
 """Fold an adapter into its base and measure what that changed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +15,15 @@ from core.models.adapter_files import check_adapter
 from core.models.failures import clear_messages
 from core.models.hf import is_quantized
 
+ROUNDING = "rounds_its_weight_with"
+"""Mark of a layer that computes with a rounded weight: the function that rounds it, [outputs, inputs] to the same."""
+
 
 class MergeErrors(NamedTuple):
     """What folding an adapter in, and taking it out again, changed."""
 
     logits: float
-    """Largest logit difference between base + adapter and the merged model."""
+    """Largest logit difference between base + adapter, as they were trained, and the merged model."""
     rounding: float
     """Largest error of a folded weight against its exact value, over the layer's largest weight."""
     unmerge: float
@@ -35,7 +38,9 @@ class Folded(NamedTuple):
 
 
 @torch.no_grad()
-def fold(base: PreTrainedModel, adapter: Path, probe: Tensor) -> Folded:
+def fold(
+    base: PreTrainedModel, adapter: Path, probe: Tensor, ready: Callable[[PeftModel], object] | None = None
+) -> Folded:
     """Fold an adapter into its base and measure the errors.
 
     Every folded weight is computed in float32 and rounded to the base's format once; rounding the update
@@ -46,6 +51,7 @@ def fold(base: PreTrainedModel, adapter: Path, probe: Tensor) -> Folded:
         base: The base in 16 or 32 bits; becomes the merged model.
         adapter: Folder of the adapter.
         probe: Token ids [b, s] to compare logits on.
+        ready: What was done to the adapted model before it was trained, such as letting it round its weights.
 
     Raises:
         ModelError: If the adapter is for another base, or the base is quantized.
@@ -56,6 +62,8 @@ def fold(base: PreTrainedModel, adapter: Path, probe: Tensor) -> Folded:
     check_adapter(adapter, base)
     with clear_messages(str(adapter)):
         adapted = PeftModel.from_pretrained(base, adapter).eval()
+    if ready:
+        ready(adapted)
     before = adapted(input_ids=probe).logits.float()
     unmerge, rounding = 0.0, 0.0
     for layer in adapted_layers(adapted):
@@ -90,14 +98,34 @@ def exact_weight(layer: Any, adapter: str = "default") -> Tensor:
 
     LoRA: W + s B A, with s = alpha / r (arXiv:2106.09685, section 4.1) or alpha / sqrt(r) for rsLoRA
     (arXiv:2312.03732). DoRA: m (W + s B A) / |W + s B A| by rows of outputs (arXiv:2402.09353, equation 5).
+    A layer that computes with a rounded weight has that one.
     """
-    down, up = layer.lora_A[adapter].weight.float(), layer.lora_B[adapter].weight.float()
-    whole: Tensor = layer.get_base_layer().weight.float() + layer.scaling[adapter] * (up @ down)
+    whole = updated_weight(
+        layer.get_base_layer().weight,
+        layer.lora_A[adapter].weight,
+        layer.lora_B[adapter].weight,
+        layer.scaling[adapter],
+    )
+    if rounding := getattr(layer, ROUNDING, None):
+        rounded: Tensor = rounding(whole)
+        return rounded
     if adapter not in layer.lora_magnitude_vector:
         return whole
     length = layer.lora_magnitude_vector[adapter].weight.float()
     scaled: Tensor = length[:, None] * whole / whole.norm(dim=1, keepdim=True)
     return scaled
+
+
+def updated_weight(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """Return W + s B A in float32, in memory of its own.
+
+    Args:
+        weight: W [outputs, inputs].
+        down: A [r, inputs].
+        up: B [outputs, r].
+        scale: s.
+    """
+    return torch.addmm(weight.float(), up.float(), down.float(), alpha=scale)
 
 
 def unmerge_error(layer: Any) -> float:

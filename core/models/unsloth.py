@@ -1,4 +1,7 @@
-"""Unsloth: faster kernels for the same adapter, on a GPU. An optional extra, imported only when chosen."""
+"""Unsloth: faster kernels for the same adapter, on a GPU.
+
+An optional extra, imported only when chosen; a run does so in a process of its own (``core.training.apart``).
+"""
 
 import importlib
 from typing import Any

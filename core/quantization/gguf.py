@@ -14,7 +14,7 @@ from core.quantization.config import GgufType
 from core.quantization.engine import run_engine
 
 # llama.cpp's numbers for "most tensors have this type" (llama_ftype).
-FTYPES: dict[GgufType, int] = {"Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}
+FTYPES: dict[GgufType, int] = {"Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}
 
 
 def quantize_gguf(

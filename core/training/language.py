@@ -96,14 +96,6 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the summed next-token cross-entropy of one batch, float32, shape [].
-
-    Logits of a position are scored against the next token's label; IGNORE_INDEX is not trained.
-    """
-    return NextToken(model, next(model.parameters()).device)(batch)
-
-
 class LanguageStep:
     """Accumulates one optimizer step over its micro-batches.
 

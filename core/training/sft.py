@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from core.artifacts import atomic_path, write_json
 from core.data.batches import collate, step_batches
 from core.errors import ConfigError
+from core.models.base_identity import write_identity
 from core.models.engines import framework_of
 from core.models.quantized import base_format, count_weights
 from core.sinks import MetricSink
@@ -261,7 +262,7 @@ def compute_dtype(quantization: Any, loaded: Any) -> torch.dtype | None:
 
 
 def save_adapter(model: PeftModel, target: Path) -> None:
-    """Write ``adapter_config.json`` and ``adapter_model.safetensors``, atomically."""
+    """Write ``adapter_config.json``, ``adapter_model.safetensors`` and, in ``base.json``, the base; atomically."""
     with atomic_path(target) as part:
         model.save_pretrained(str(part), safe_serialization=True)
         # PEFT's template card says nothing about this model; the bundle has a real one.
@@ -270,6 +271,7 @@ def save_adapter(model: PeftModel, target: Path) -> None:
         settings = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))
         settings["target_modules"] = sorted(settings["target_modules"])
         write_json(part / "adapter_config.json", settings)
+        write_identity(part, model.get_base_model())
 
 
 def validation_loss(model: PreTrainedModel, inputs: SftInputs, size: int) -> float | None:

@@ -14,7 +14,7 @@ from core.training.packing import packing_obstacle
 from flows.config_file import resolve_path
 from flows.measuring import judge_variable
 from flows.preflight.fit import find_advice, find_estimates, find_shortfalls
-from flows.preflight.machine import Device, find_device
+from flows.preflight.machine import Device, find_device, find_integer_obstacle
 from flows.preflight.models import find_model
 from flows.preflight.report import Estimate, Finding, PreflightReport
 from flows.run_config import RunConfig
@@ -38,6 +38,8 @@ def preflight(config: RunConfig, config_path: Path, workspace: Path) -> Prefligh
     device = find_device()
     findings = [*_data_findings(config, config_path, cache), *_software_findings(config, device)]
     findings += _measuring_findings(config)
+    findings += _integer_findings(config, device)
+    findings += _rounding_findings(config)
     model, of_model = find_model(config, config_path)
     findings += of_model
     findings += _packing_findings(config, model.config if model else {}, device)
@@ -112,6 +114,30 @@ def _software_findings(config: RunConfig, device: Device) -> Iterator[Finding]:
         yield Finding(level="warning", kind=kind, where=where, what=what)
     else:
         yield Finding(level="error", kind=kind, where=where, what=obstacle.what, fix=obstacle.fix)
+
+
+def _integer_findings(config: RunConfig, device: Device) -> Iterator[Finding]:
+    """Say whether 8-bit PyTorch models can be made on this processor, and that a GPU has no part in it."""
+    if not config.quantization or not config.quantization.pytorch:
+        return
+    obstacle, where = find_integer_obstacle(), "quantization.pytorch"
+    if obstacle:
+        yield Finding(level="error", kind="software", where=where, what=obstacle.what, fix=obstacle.fix)
+    elif device.is_gpu:
+        what = "8-bit PyTorch models are for processors: they are made and measured on this machine's, not on its GPU"
+        yield Finding(level="note", kind="hardware", where=where, what=what)
+
+
+def _rounding_findings(config: RunConfig) -> Iterator[Finding]:
+    """Say what training with a type's rounding costs."""
+    kind = config.quantized.aware
+    if kind:
+        times = "three times" if config.lora.use_gradient_checkpointing else "twice"
+        what = (
+            f"every micro-batch rounds each weight to {kind} {times}, however few its tokens are: "
+            "larger micro-batches cost less time"
+        )
+        yield Finding(level="note", kind="setting", where="quantization.aware", what=what)
 
 
 def _packing_findings(config: RunConfig, settings: dict[str, Any], device: Device) -> Iterator[Finding]:

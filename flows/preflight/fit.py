@@ -9,6 +9,7 @@ import psutil
 from core.models.resources import (
     GB,
     ONNX_TRACE_BYTES,
+    PYTORCH_ROUND_BYTES,
     Advice,
     Memory,
     ModelShape,
@@ -48,7 +49,7 @@ def find_estimates(
     """Estimate memory by phase, and disk, for a model of a known shape."""
     width = _width(config, device)
     rows = _memory_estimates(config, shape, device, width)
-    files = estimate_disk(shape, config.lora, width, config.gguf_formats, _onnx(config))
+    files = estimate_disk(shape, config.lora, width, config.gguf_formats, *_beside(config))
     rows.append(_disk_estimate("all files", sum(files.values()), workspace))
     if must_download:
         # Imported here: only a model from the Hub needs it.
@@ -88,8 +89,10 @@ def find_advice(config: RunConfig, shape: ModelShape, device: Device) -> Iterato
         yield Finding(level="note", kind="hardware", where="training", what=what, fix=advice.line)
 
 
-def _onnx(config: RunConfig) -> tuple[str, ...]:
-    return config.quantization.onnx if config.quantization else ()
+def _beside(config: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the types of ONNX and of PyTorch models that are made beside the GGUF files."""
+    made = config.quantization
+    return (made.onnx, made.pytorch) if made else ((), ())
 
 
 def _width(config: RunConfig, device: Device) -> int:
@@ -112,6 +115,7 @@ def _load(config: RunConfig, device: Device) -> TrainingLoad:
         framework=config.model.framework if device.is_gpu else "hf",
         offloads=checkpointing == "unsloth",
         is_packed=training.packing,
+        is_aware=config.quantized.aware is not None,
     )
 
 
@@ -137,8 +141,9 @@ def _memory_estimates(config: RunConfig, shape: ModelShape, device: Device, widt
         waiting = offloaded if load.framework == "unsloth" and load.offloads and load.is_checkpointed else 0
         rows.append(_estimate("finetune", "memory", GPU_HOST_BYTES + waiting, memory))
     exported = max(estimate_gguf(shape, gguf_type) for gguf_type in config.gguf_formats)
-    if _onnx(config):
-        exported = max(exported, ONNX_TRACE_BYTES * count_parameters(shape._replace(vision=None)))
+    onnx, pytorch = _beside(config)
+    each = max(ONNX_TRACE_BYTES if onnx else 0, PYTORCH_ROUND_BYTES if pytorch else 0)
+    exported = max(exported, each * count_parameters(shape._replace(vision=None)))
     return [*rows, _estimate("quantize, serve", "memory", exported + RUNTIME_BYTES, memory)]
 
 

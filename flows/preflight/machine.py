@@ -1,6 +1,7 @@
 """What this machine has: a GPU or not, free memory, free disk. Asks the driver's tool, never torch."""
 
 import importlib.metadata
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,7 +9,10 @@ from typing import NamedTuple
 
 import psutil
 
+from core.errors import ResourceError
 from core.models.resources import GB
+
+INTEGER_PROCESSORS = frozenset({"x86_64", "amd64", "aarch64", "arm64"})
 
 
 class Device(NamedTuple):
@@ -41,6 +45,19 @@ def read_gpu(tool: str) -> Device | None:
         return Device(f"{name}, {int(total) / 1024:.1f} GB", True, int(free) * 1024**2, int(total) * 1024**2)
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None  # no driver behind the tool, or a GPU that shares the machine's memory ("[N/A]")
+
+
+def find_integer_obstacle(machine: str | None = None) -> ResourceError | None:
+    """Say why PyTorch cannot multiply 8-bit integers on a processor; None if it can.
+
+    Args:
+        machine: The processor's kind as ``platform.machine`` names it; None takes this one's.
+    """
+    kind = machine or platform.machine()
+    if kind.lower() in INTEGER_PROCESSORS:
+        return None
+    what = f"PyTorch multiplies 8-bit integers on x86 and ARM processors only, and this one is {kind}"
+    return ResourceError(what, where="quantization.pytorch", fix="quantization.pytorch: []")
 
 
 def nearest_folder(path: Path) -> Path:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from core.evaluation.reports import LOWER_IS_BETTER, BaselineReport, Diversity, EvalReport, Suite
+from core.evaluation.reports import LOWER_IS_BETTER, BaselineReport, EvalReport, Suite
 from gates.forgetting import suites_of
 from tasks.report import numbers
 from tasks.report.answers import AnswerRow
@@ -92,29 +92,6 @@ def _suite_verdict(before: Suite, after: Suite) -> str:
     if not apart:
         return "within chance"
     return "better" if (after.value > before.value) == after.higher_is_better else "worse"
-
-
-def diversity_lines(scored: Scored) -> Iterator[tuple[str, str, str]]:
-    """Yield what sampled answers are like: the figure's name, before, after."""
-    base = next((arm.diversity for arm in (scored.base.arms if scored.base else ()) if arm.diversity), None)
-    tuned = scored.tuned.diversity if scored.tuned else None
-    before, after = _figures(base), _figures(tuned)
-    for what in before or after:
-        yield what, before.get(what, numbers.ABSENT), after.get(what, numbers.ABSENT)
-
-
-def _figures(found: Diversity | None) -> dict[str, str]:
-    """Name every figure of sampled answers; none without a report."""
-    if found is None:
-        return {}
-    return {
-        "Self-BLEU-4": numbers.number(found.self_bleu),
-        **{f"Distinct-{n}": numbers.number(value) for n, value in found.distinct.items()},
-        "Different words among all": numbers.percent(found.type_token_ratio),
-        **({} if found.semantic is None else {"Semantic distance": numbers.number(found.semantic)}),
-        "Words per answer": numbers.number(found.mean_words),
-        **{f"Right among {k} tries": numbers.percent(value) for k, value in found.pass_at.items()},
-    }
 
 
 # Examples whose score moved

@@ -6,8 +6,9 @@ from typing import NamedTuple
 from core.evaluation.reports import LOWER_IS_BETTER, EvalReport, MetricValue, Subgroup
 from gates.gains import Pair, Unit, gain_interval
 from tasks.report import numbers
-from tasks.report.beside_view import MovedMost, Scored, SuiteLine, diversity_lines, moved, suite_lines
+from tasks.report.beside_view import MovedMost, Scored, SuiteLine, moved, suite_lines
 from tasks.report.charts import IntervalChart, Whisker, interval_chart
+from tasks.report.sampled_view import Sampled, sampled
 
 RESAMPLES = 2000
 """Behind the intervals that the page computes itself; the gate's own are in its checks."""
@@ -92,8 +93,8 @@ class EvaluationView(NamedTuple):
     gains: Gains | None
     groups: tuple[GroupTable, ...]
     suites: tuple[SuiteLine, ...]
-    diversity: tuple[tuple[str, str, str], ...]
-    """What is measured, before, after."""
+    sampled: Sampled | None
+    """Sampled answers of every arm, if there are any."""
     moved: MovedMost
 
 
@@ -116,7 +117,7 @@ def evaluation_view(scored: Scored) -> EvaluationView | None:
         gains=_gains(scored),
         groups=tuple(_groups(scored)),
         suites=tuple(suite_lines(scored)),
-        diversity=tuple(diversity_lines(scored)),
+        sampled=sampled(arms, scored.shown, scored.tuned),
         moved=moved(scored),
     )
 

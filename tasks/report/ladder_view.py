@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from core.evaluation.reports import LOWER_IS_BETTER, EvalReport
-from core.quantization.reports import OnnxFile, QuantizedFile, QuantReport
+from core.quantization.reports import OnnxFile, PytorchFile, QuantizedFile, QuantReport
 from gates.rungs import ladder
 from tasks.report import numbers
 from tasks.report.charts import NARROWEST_SCORES, Span, Tick, nice_step, rounded, ticks_within
@@ -75,12 +75,20 @@ class SizeRow(NamedTuple):
     share: float | None
 
 
+class Beside(NamedTuple):
+    """A model that is made beside those of the ladder."""
+
+    file: PytorchFile
+    score: str
+
+
 class LadderView(NamedTuple):
     """All that the page shows of the quantized files."""
 
     rungs: tuple[Rung, ...]
     chart: SizeChart | None
     onnx: tuple[OnnxFile, ...]
+    pytorch: tuple[Beside, ...]
     sizes: tuple[SizeRow, ...]
     report: QuantReport
 
@@ -97,7 +105,9 @@ def ladder_view(
         shipped: Digest of the file that ships, or None.
     """
     rungs = tuple(_rung(file, report, tuned, checks, shipped) for file in ladder(report.files))
-    return LadderView(rungs, size_chart(rungs, tuned, checks), report.onnx, tuple(_sizes(report)), report)
+    chart, sizes = size_chart(rungs, tuned, checks), tuple(_sizes(report))
+    pytorch = tuple(Beside(f, _score(f.evaluation, f.evaluation.value)) for f in report.pytorch)
+    return LadderView(rungs, chart, report.onnx, pytorch, sizes, report)
 
 
 def size_chart(rungs: Sequence[Rung], tuned: EvalReport | None, checks: Sequence[Judged]) -> SizeChart | None:
@@ -156,6 +166,7 @@ def _sizes(report: QuantReport) -> list[SizeRow]:
     """List the real bytes of everything that was made, the largest first."""
     rows = [("merged model", report.merged_bytes), *((f"GGUF {f.type}", f.bytes) for f in report.files)]
     rows += [(f"ONNX {file.type}", file.bytes) for file in report.onnx]
+    rows += [(f"PyTorch {file.type}", file.bytes) for file in report.pytorch]
     whole = report.merged_bytes
     return [
         SizeRow(name, size, size / whole if whole else None)

@@ -154,6 +154,19 @@ def test_source_digest_follows_the_code(tmp_path: Path):
     assert source_digest(["core.data"], tmp_path) != before
 
 
+def test_source_digest_follows_the_templates_in_a_folder_named_like_the_module(tmp_path: Path):
+    room = tmp_path / "core/data"
+    (room / "templates").mkdir(parents=True)
+    (room / "templates.py").write_text("x = 1")
+    (room / "templates" / "a.jinja").write_text("{{ a }}")
+    before = source_digest(["core.data.templates"], tmp_path)
+    (room / "templates" / "a.jinja").write_text("{{ b }}")
+    assert source_digest(["core.data.templates"], tmp_path) != before
+    (room / "templates" / "a.jinja").write_text("{{ a }}")
+    (room / "templates.py").write_text("x = 2")
+    assert source_digest(["core.data.templates"], tmp_path) != before
+
+
 def test_phase_result_survives_json(tmp_path: Path):
     (tmp_path / "a").write_text("a")
     kind = PhaseResult[Corpus, Settings]

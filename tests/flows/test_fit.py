@@ -69,6 +69,19 @@ def test_the_suggested_line_makes_it_fit(gb: int, blocks: dict[str, Any]) -> Non
     assert per_step[0] == per_step[1]
 
 
+def test_a_base_that_is_rounded_in_training_is_never_put_into_4_bits() -> None:
+    made = {"quantization": {"formats": ["Q4_0"], "aware": "Q4_0"}}
+    config = run(model={"load_in_4bit": False}, training={"per_device_train_batch_size": 8}, **made)
+    plain = run(model={"load_in_4bit": False}, training={"per_device_train_batch_size": 8})
+    assert "load_in_4bit=true" in shortfalls(plain, card(16))["training"].fix
+    assert "load_in_4bit" not in shortfalls(config, card(16))["training"].fix
+    needs = [
+        next(r.needed_gb for r in estimates(c, card(80)) if r.phase == "finetune") for c in (plain, config)
+    ]
+    assert needs[1] >= needs[0]
+    assert "-o" in shortfalls(config, card(20))["training"].fix
+
+
 def test_a_card_that_no_settings_fit_says_so() -> None:
     assert "a smaller model" in shortfalls(run(), card(4))["training"].fix
     assert "-o" not in shortfalls(run(), card(4))["training"].fix
@@ -127,3 +140,16 @@ def test_onnx_takes_memory_and_disk() -> None:
     without, with_onnx = rows(), rows(quantization={"onnx": ["int4"]})
     assert with_onnx["quantize, serve"] > 8 * 8.03e9 / GB  # 8 bytes a parameter
     assert with_onnx["all files"] > without["all files"] + 30
+
+
+def test_pytorch_takes_memory_and_disk() -> None:
+    def rows(**blocks: Any) -> dict[str, float]:
+        return {row.phase: row.needed_gb for row in estimates(run(**blocks), card(80))}
+
+    without, made = rows(quantization={}), rows(quantization={"pytorch": ["int8"]})
+    assert made["quantize, serve"] == pytest.approx(5 * 8.03e9 / GB + 1, rel=0.01)  # 5 bytes a parameter
+    assert made["all files"] == pytest.approx(without["all files"] + 8.03e9 / GB, rel=0.01)
+    assert (
+        rows(quantization={"pytorch": ["int8"], "onnx": ["int8"]})["quantize, serve"]
+        > made["quantize, serve"]
+    )

@@ -16,7 +16,7 @@ from core.errors import ConfigError, DataError, ModelError, ResourceError, UserE
 from core.models.resources import GB, count_parameters, published_shape, shape_from_config
 from flows.config_file import load_config
 from flows.preflight import Estimate, Finding, PreflightReport, preflight
-from flows.preflight.machine import nearest_folder, read_gpu
+from flows.preflight.machine import Device, find_integer_obstacle, nearest_folder, read_gpu
 from flows.run_config import RunConfig
 
 ROOT = Path(__file__).parents[2]
@@ -430,3 +430,33 @@ def test_looking_imports_no_framework() -> None:
         env={"PYTHONPATH": str(ROOT)},
     )
     assert done.stdout.strip() == "set()"
+
+
+# 8-bit PyTorch models
+
+INT8 = {"quantization": {"pytorch": ["int8"]}}
+
+
+def test_eight_bit_pytorch_models_need_a_processor_that_pytorch_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for kind in ("x86_64", "AMD64", "aarch64", "arm64"):
+        assert find_integer_obstacle(kind) is None
+    assert look(**INT8).findings == ()
+    monkeypatch.setattr("platform.machine", lambda: "ppc64le")
+    report = look(**INT8)
+    finding = only(report.errors)
+    assert (finding.where, finding.fix) == ("quantization.pytorch", "quantization.pytorch: []")
+    assert "ppc64le" in finding.what
+    with pytest.raises(ResourceError, match="ppc64le"):
+        report.raise_errors()
+    assert look().findings == ()
+
+
+def test_beside_a_gpu_it_is_said_that_the_processor_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Device("a card", True, 80 * GB, 80 * GB)
+    monkeypatch.setattr("flows.preflight.find_device", lambda: gpu)
+    notes = [each for each in look(**INT8).findings if each.where == "quantization.pytorch"]
+    assert only(tuple(notes)).level == "note"
+    assert "not on its GPU" in notes[0].what
+    assert not [each for each in look().findings if each.where == "quantization.pytorch"]

@@ -16,7 +16,7 @@ import pytest
 from core.errors import ResourceError
 from flows.server_database import is_current, seed_of
 from flows.server_process import Identity, is_healthy, listen, listen_near, stop
-from flows.servers import down, prefect_api, private_prefect, running, start_prefect, up
+from flows.servers import down, running, start_prefect, start_private, up
 from flows.settings import SOURCE, Settings, read_settings
 
 RUN = """
@@ -177,8 +177,8 @@ def test_up_again_keeps_what_runs(settings, pair):
 
 
 def test_a_run_prefers_the_servers_that_are_up(settings, pair):
-    with prefect_api(settings) as url:
-        assert url == pair[0].prefect_api_url
+    with start_prefect(settings) as api:
+        assert api.wait() == pair[0].prefect_api_url
 
 
 def test_the_environments_api_wins_over_everything(settings, pair):
@@ -232,7 +232,8 @@ def test_a_private_server_ends_with_its_killed_parent(settings, moment):
 
 
 def test_a_private_server_ends_with_its_block(settings):
-    with private_prefect(settings) as url:
+    with start_private(settings) as api:
+        url = api.wait()
         assert is_healthy(f"{url}/health", 5.0)
     assert not is_healthy(f"{url}/health", 1.0)
 
@@ -240,8 +241,8 @@ def test_a_private_server_ends_with_its_block(settings):
 def test_a_server_that_cannot_start_shows_its_log(settings, monkeypatch, tmp_path):
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{tmp_path}/none/such.db")
     broken = settings.model_copy(update={"prefect_database_url": read_settings().prefect_database_url})
-    with pytest.raises(ResourceError, match="unable to open database") as caught, private_prefect(broken):
-        pass
+    with pytest.raises(ResourceError, match="unable to open database") as caught, start_private(broken) as api:
+        api.wait()
     assert "prefect-private.log" in caught.value.where and "factory doctor" in caught.value.fix
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from core.evaluation.reports import MetricValue
 from core.evaluation.statistics import paired_relative_gain
-from core.quantization.reports import Distance, OnnxBenchmark, OnnxFile
+from core.quantization.reports import Distance, OnnxBenchmark, OnnxFile, PytorchFile
 from gates.quantization_verified import quantization_verified
 from gates.rungs import judged, shipped
 from gates.thresholds import QuantizationVerified
@@ -424,3 +424,88 @@ def test_unsound_onnx_evidence_closes_it(tuned, quantized, scored):
     ):
         made = quantized.model_copy(update={"onnx": (onnx(**update),)})
         assert failed(tuned, made) == {name}
+
+
+# PyTorch
+
+
+def pytorch(scored, count=47, **update):
+    near = Distance(max_abs=0.9, kl=2e-3, argmax_agreement=0.98, tokens=400)
+    file = PytorchFile(type="int8", path="models/pytorch/int8", digest=digest("int8"), bytes=4_000_000,
+                       distance=near, text_agreement=0.98, evaluation=scored("pytorch-int8", right(count), "int8"))  # fmt: skip
+    return file.model_copy(update=update)
+
+
+def with_pytorch(quantized, *files):
+    return quantized.model_copy(update={"pytorch": files})
+
+
+def test_a_good_pytorch_model_is_on_record_beside_the_rung_that_ships(tuned, quantized, scored):
+    made = with_pytorch(quantized, pytorch(scored))
+    verdict = quantization_verified(tuned, made, DEFAULT)
+    assert verdict.passed
+    assert ship(tuned, made) == "Q4_K_M"
+    names = [check.name for check in (*verdict.checks, *verdict.tried)]
+    assert len(set(names)) == len(names)
+    tried = {check.name: check for check in verdict.tried if check.name.startswith("PyTorch")}
+    assert set(tried) == {"PyTorch int8 drop", "PyTorch int8 drop, upper end"}
+    assert "98.0 % said word for word" in tried["PyTorch int8 drop"].detail
+
+
+@pytest.mark.parametrize(("count", "kept"), [(48, True), (38, True), (37, False), (0, False)])
+def test_a_lossy_pytorch_model_closes_nothing(scored, quantized, count, kept):
+    """Merged 40 of 60: two lost answers are exactly 5 %."""
+    tuned, thresholds = (
+        scored("tuned", right(40), "merged"),
+        QuantizationVerified(max_drop=0.05, max_drop_upper=2),
+    )
+    files = tuple(
+        f.model_copy(update={"evaluation": scored(f.type, right(40), f.type)}) for f in quantized.files
+    )
+    made = with_pytorch(quantized.model_copy(update={"files": files}), pytorch(scored, count))
+    assert failed(tuned, made, thresholds) == set()
+    assert rejected(tuned, made, thresholds) == (set() if kept else {"PyTorch int8 drop"})
+
+
+def test_unsound_pytorch_evidence_closes_it(tuned, quantized, scored):
+    far = {"max_abs": 0.9, "kl": 2e-3, "argmax_agreement": 0.98, "tokens": 400}
+    whole = scored("pytorch-int8", right(47), "int8")
+    for update, name in (
+        ({"bytes": 0}, "PyTorch int8 bytes"),
+        ({"digest": " ", "evaluation": scored("pytorch-int8", right(47), "other").model_copy(
+            update={"model_digest": " "})}, "PyTorch int8 digest known"),
+        ({"text_agreement": 1.01}, "PyTorch int8 share of equal answers of all"),
+        ({"text_agreement": -0.01}, "PyTorch int8 share of equal answers"),
+        ({"distance": Distance(**far | {"tokens": 0})}, "PyTorch int8 logits compared"),
+        ({"distance": Distance(**far | {"kl": -1e-3})}, "PyTorch int8 logits divergence is one"),
+        ({"distance": Distance(**far | {"argmax_agreement": 1.01})}, "PyTorch int8 logits agreement is a share of all"),
+        ({"evaluation": scored("pytorch-int8", right(47), "older")}, "PyTorch int8 measured file"),
+        ({"evaluation": scored("tuned", right(47), "int8")}, "pytorch-int8 arm"),
+        ({"evaluation": whole.model_copy(update={"split_digest": digest("other")})}, "PyTorch int8 test file"),
+        ({"evaluation": whole.model_copy(update={"ids": whole.ids[::-1]})}, "PyTorch int8 same examples in order"),
+    ):  # fmt: skip
+        made = with_pytorch(quantized, pytorch(scored, **update))
+        # A digest of nothing is known to nobody, whatever was measured.
+        also = {"PyTorch int8 measured file"} if name == "PyTorch int8 digest known" else set()
+        assert failed(tuned, made) == {name} | also
+
+
+def test_a_pytorch_model_that_was_asked_in_other_words_closes_it(tuned, quantized, scored):
+    file = pytorch(scored)
+    decoding = file.evaluation.decoding.model_copy(update={"prompt_digest": digest("others")})
+    evaluation = file.evaluation.model_copy(update={"decoding": decoding})
+    made = with_pytorch(quantized, file.model_copy(update={"evaluation": evaluation}))
+    assert failed(tuned, made) == {"PyTorch int8 prompts"}
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_pytorch_numbers_that_are_none_close_it(tuned, quantized, scored, odd):
+    file = pytorch(scored)
+    for update in (
+        {"text_agreement": odd},
+        {"distance": file.distance.model_copy(update={"kl": odd})},
+        {"distance": file.distance.model_copy(update={"max_abs": odd})},
+        {"evaluation": file.evaluation.model_copy(update={"value": odd})},
+    ):
+        made = with_pytorch(quantized, file.model_copy(update=update))
+        assert "quantization report" in failed(tuned, made)

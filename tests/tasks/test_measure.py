@@ -6,10 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from core.artifacts import Splits, path_digest, write_jsonl
-from core.errors import DataError
+from core.errors import DataError, ModelError
 from core.evaluation.config import EvaluationConfig, GraderConfig
 from gates.thresholds import GatesConfig
 from tasks import baseline, evaluate, finetune, quantize
@@ -55,6 +57,13 @@ def test_a_grader_is_known_by_its_contents_and_its_function(tmp_path: Path) -> N
     assert before != found("a/my.py:g")
     (tmp_path / "a" / "my.py").write_text("2")
     assert before != found("a/my.py:f")
+    (tmp_path / "a" / "my.py").write_text("import helper")
+    without = found("a/my.py:f")
+    (tmp_path / "a" / "helper.py").write_text("1")
+    first = found("a/my.py:f")
+    (tmp_path / "a" / "helper.py").write_text("2")
+    assert len({str(each) for each in (without, first, found("a/my.py:f"))}) == 3
+    assert found("a/gone.py:f") == {"graders.g:f": "a/gone.py"}
 
 
 @pytest.mark.parametrize(
@@ -75,8 +84,53 @@ def test_an_encoder_that_decides_a_number_is_known(tmp_path: Path, settings: dic
         == {"encoder": path_digest(tmp_path / "a")}
         == files(tmp_path, encoder={"model": "b"}, **settings)
     )
-    assert files(tmp_path, encoder={"model": "owner/encoder"}, **settings) == {"encoder": "owner/encoder"}
+    gone = str(tmp_path / "gone")
+    assert files(tmp_path, encoder={"model": gone}, **settings) == {"encoder": gone}
     assert files(tmp_path, encoder={"model": "a"}) == {}
+
+
+SIMILAR = {"metrics": ("exact_match", "similarity"), "encoder": {"model": "owner/encoder"}}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An encoder in an empty Hub cache, in two revisions, and no connection; return its repository."""
+    for module in (constants, huggingface_hub._snapshot_download):
+        if hasattr(module, "HF_HUB_CACHE"):
+            monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    home = tmp_path / "hub/models--owner--encoder"
+    (home / "refs").mkdir(parents=True)
+    for letter in "ab":
+        (home / "snapshots" / (letter * 40)).mkdir(parents=True)
+        (home / "snapshots" / (letter * 40) / "config.json").write_text(f'{{"layers": "{letter}"}}')
+    (home / "refs/main").write_text("a" * 40)
+    return home
+
+
+def test_an_encoder_of_the_hub_is_known_by_its_contents_so_a_new_revision_measures_anew(
+    tmp_path: Path, hub: Path
+) -> None:
+    first = files(tmp_path, **SIMILAR)
+    assert first == {"encoder": path_digest(hub / "snapshots" / ("a" * 40))} == files(tmp_path, **SIMILAR)
+    (hub / "refs/main").write_text("b" * 40)
+    assert files(tmp_path, **SIMILAR) == {"encoder": path_digest(hub / "snapshots" / ("b" * 40))} != first
+
+
+def test_a_folder_of_the_name_of_a_hub_id_goes_first(tmp_path: Path, hub: Path) -> None:
+    (tmp_path / "owner/encoder").mkdir(parents=True)
+    (tmp_path / "owner/encoder/config.json").write_text("{}")
+    assert files(tmp_path, **SIMILAR) == {"encoder": path_digest(tmp_path / "owner/encoder")}
+
+
+def test_an_encoder_that_the_hub_does_not_give_is_one_message(tmp_path: Path, hub: Path) -> None:
+    (hub / "refs/main").unlink()
+    with pytest.raises(ModelError, match="the encoder owner/encoder: (.|\n)*not in the cache") as caught:
+        files(tmp_path, **SIMILAR)
+    assert (
+        caught.value.where == "evaluation.encoder.model" and "hf download owner/encoder" in caught.value.fix
+    )
+    assert files(tmp_path, encoder={"model": "owner/encoder"}) == {}
 
 
 def test_task_files_are_known_with_their_data_and_the_library_by_its_version(tmp_path: Path) -> None:
@@ -103,7 +157,7 @@ def inputs(call: Any) -> dict[str, Any]:
 
 
 def test_libraries_that_grade_and_the_users_files_are_in_the_keys() -> None:
-    for call in (baseline.baseline, evaluate.evaluate, quantize.quantize):
+    for call in (baseline.baseline, evaluate._evaluate, quantize.quantize):
         assert {"sacrebleu", "rapidfuzz", "scipy"} <= set(inputs(call)["engines"])
         assert "files" in inspect.signature(inputs(call)["body"]).parameters
     assert {"tasks.measure", "gates.rungs"} <= set(inputs(quantize.quantize)["sources"])
@@ -118,7 +172,8 @@ def test_the_version_of_unsloth_is_an_input_of_training_with_it(
     model = SimpleNamespace(framework=framework)
     finetune.finetune(None, None, model, None, None, None, "chatml")  # type: ignore[arg-type]
     assert given[2] is model
-    assert given[-1].startswith(told) and bool(given[-1]) == bool(told)
+    library = given[7]
+    assert library.startswith(told) and bool(library) == bool(told)
     assert library_version("pytest") == f"pytest {version('pytest')}"
 
 

@@ -8,12 +8,13 @@ import pytest
 from mlflow.utils.validation import _validate_metric_name
 from pydantic import SecretStr
 
-from core.evaluation.reports import BaselineReport, Diversity, MetricValue, Subgroup, Suite
+from core.evaluation.attempts import tries
+from core.evaluation.reports import BaselineReport, Diversity, MetricValue, SeedSpread, Subgroup, Suite
 from gates.thresholds import GatesConfig
 from gates.verdict import Verdict, at_least
 from tasks import gate
 from tasks.context import RunContext, running
-from tasks.score_figures import score_figures, subgroup_rows
+from tasks.score_figures import score_figures, subgroup_rows, tries_curve
 from tasks.scores import answers_of, compare, forget_arms, headed, share
 from tasks.tracking import _safe
 from tasks.workspace import Workspace
@@ -89,8 +90,11 @@ def test_every_arm_and_subgroup_is_a_metric_that_mlflow_takes():
     value = MetricValue(value=0.5, low=0.4, high=0.6, n=9)
     group = Subgroup(key="topic/area", name="a % b: c/d", n=9, metrics={"exact_match": value})
     suite = Suite(name="arc/easy", metric="acc,none", value=0.3, low=0.2, high=0.4, n=5, digest="d")
-    drawn = Diversity(questions=5, samples=4, temperature=0.7, top_p=0.9, self_bleu=0.5, distinct={1: 0.4},
-                      type_token_ratio=0.3, semantic=0.2, mean_words=2.5, pass_at={1: 0.25})  # fmt: skip
+    drawn = Diversity(questions=5, samples=2, temperature=0.7, top_p=0.9, seeds=(1, 2), metric="exact_match",
+                      self_bleu=0.5, distinct={1: 0.4}, type_token_ratio=0.3, semantic=0.2, mean_words=2.5,
+                      pass_at={1: 0.25}, tries=tries([0.25, 0.4], [0.3, 0.5]), collapse_point=None,
+                      collapse_below=0.01, spread={"pass_at_1": SeedSpread(values=(0.2, 0.3), deviation=0.07)},
+                      ids=("q",), by_question={"pass_at_1": (0.25,)})  # fmt: skip
     arm = evaluation("prompted", right(6), "m").model_copy(
         update={"subgroups": (group,), "suites": (suite,), "diversity": drawn}
     )
@@ -99,7 +103,15 @@ def test_every_arm_and_subgroup_is_a_metric_that_mlflow_takes():
     assert figures["prompted.topic_area.a % b: c_d.exact_match"] == 0.5
     assert figures["prompted.arc_easy.acc,none"] == 0.3
     assert figures["prompted.diversity.pass_at_1"] == 0.25
-    for name in figures:
+    assert figures["prompted.diversity.usq_at_1"] == 0.3
+    assert figures["prompted.diversity.pass_at_1.deviation"] == 0.07
+    assert "prompted.diversity.collapse_point" not in figures
+    curve = tries_curve([arm])
+    assert [curve[k]["prompted.diversity.pass_at_k"] for k in (1, 2)] == [0.25, 0.4]
+    assert [curve[k]["prompted.diversity.usq_at_k"] for k in (1, 2)] == [0.3, 0.5]
+    assert "prompted.diversity.tries_efficiency_k" not in curve[1]
+    assert curve[2]["prompted.diversity.der_k"] == pytest.approx(0.8)
+    for name in (*figures, *curve[2]):
         _validate_metric_name(_safe(name))
     assert subgroup_rows([arm])[0]["value"] == "a % b: c/d"
 

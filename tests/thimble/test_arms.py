@@ -11,6 +11,8 @@ ALL = (
     f"evaluation.baseline.arms=[{', '.join(ARMS)}]",
     "-o",
     "evaluation.metrics=[exact_match, perplexity]",
+    "-o",
+    "evaluation.max_examples=60",
 )
 
 

@@ -5,12 +5,16 @@ and what lies behind a closed gate has provably not been started.
 """
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from core.artifacts import path_digest
-from tests.thimble.conftest import Factory, flow_states
+from tests.thimble.conftest import ROOT, Factory, flow_states
 
 PHASES = ("ingest", "format", "split", "baseline", "finetune", "evaluate", "quantize", "deploy")
 CLOSING = {
@@ -20,6 +24,7 @@ CLOSING = {
     "quantization-verified": ("gates.quantization_verified.max_size_mb=0.001", 7),
     "deployment-ready": ("gates.deployment_ready.max_memory_gb=0.001", 8),
 }
+BLOCKED = ("FAILED", "GateBlocked")
 LEFT_BEHIND = {
     "dataset-validated": "metrics/baseline.json",
     "baseline-established": "models",
@@ -29,8 +34,20 @@ LEFT_BEHIND = {
 }
 
 
+class Before(NamedTuple):
+    """How things stood before the chain: other files of tests share the home."""
+
+    milliseconds: float
+    blocked: int
+
+
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def before(factory: Factory) -> Before:
+    return Before(time.time() * 1000, flow_states(factory).count(BLOCKED))
+
+
+@pytest.fixture(scope="module")
+def workspace(before: Before, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("chain") / "ws"
 
 
@@ -55,8 +72,8 @@ def test_a_closed_gate_stops_the_run(factory: Factory, workspace: Path, gate: st
     assert "blocked" in (workspace / "report.html").read_text().lower()
 
 
-def test_blocked_runs_are_failed_runs_named_so_in_prefect_and_mlflow(factory: Factory, workspace: Path):
-    runs = mlflow_runs(factory)
+def test_blocked_runs_are_failed_runs_named_so_in_prefect_and_mlflow(factory: Factory, before: Before):
+    runs = [run for run in mlflow_runs(factory) if run.info.start_time >= before.milliseconds]
     blocked = [run for run in runs if run.data.tags.get("status") == "blocked"]
     assert len(blocked) == len(CLOSING)
     assert {run.info.status for run in blocked} == {"FAILED"}
@@ -64,8 +81,7 @@ def test_blocked_runs_are_failed_runs_named_so_in_prefect_and_mlflow(factory: Fa
         CLOSING
     )
     assert all(run.info.run_name.startswith("BLOCKED thimble") for run in blocked)
-    states = flow_states(factory)
-    assert states.count(("FAILED", "GateBlocked")) == len(CLOSING)
+    assert flow_states(factory).count(BLOCKED) - before.blocked == len(CLOSING)
 
 
 def test_open_gates_release_the_model(factory: Factory, workspace: Path):
@@ -121,6 +137,19 @@ def test_the_released_model_answers(factory: Factory, workspace: Path):
     answered = factory.command("chat", str(workspace), "--prompt", "Convert 24 l to ml.")
     assert answered.returncode == 0, answered.stderr
     assert answered.stdout.strip() == "24000 ml"
+
+
+def test_the_base_answers_with_the_adapter_that_was_trained_and_without_it(factory: Factory, workspace: Path):
+    adapter = workspace / "models/checkpoints/lora"
+    assert json.loads((adapter / "base.json").read_text())["name"].endswith("data/tutor_base/model")
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "chat", str(workspace), "--adapter", f"tutor={adapter}"],
+        cwd=ROOT, env=factory.environment, capture_output=True, text=True, check=False, timeout=300,
+        input="Convert 24 l to ml.\n/clear\n/adapter none\nConvert 24 l to ml.\n/clear\n/adapter tutor\nConvert 24 l to ml.\n",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = [line.removeprefix("> ").strip() for line in done.stdout.splitlines()]
+    assert said.count("24000 ml") == 2 and "tutor  [none]" in done.stdout
 
 
 def test_the_registry_points_at_the_release(factory: Factory, workspace: Path):

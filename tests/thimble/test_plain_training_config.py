@@ -18,14 +18,38 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+LIGHT = (
+    *(
+        "-o",
+        "evaluation.max_examples=40",
+        "-o",
+        "evaluation.max_new_tokens=16",
+        "-o",
+        "evaluation.resamples=1000",
+    ),
+    *("-o", "evaluation.baseline.arms=[zero_shot, prompted]", "-o", "evaluation.general.enabled=false"),
+    *("-o", "gates.baseline_established.min_examples=30"),
+)
+"""The same in every run here, so that what is measured anew is so for another reason."""
+
+
 @pytest.fixture(scope="module")
-def config(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A validation file of forty rows."""
+    path = tmp_path_factory.mktemp("val") / "val.jsonl"
+    rows = [{"instruction": f"Convert {n} km to m.", "output": f"{n * 1000} m"} for n in range(200, 240)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(base: Path, given: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = {
         "model": {"name": str(base), "max_seq_length": 256, "dtype": None, "load_in_4bit": True},
         "lora": {"r": 8, "lora_alpha": 16, "use_gradient_checkpointing": "unsloth", "random_state": 3407},
         "training": {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_steps": None,
                      "num_train_epochs": 1, "learning_rate": 5e-3, "optim": "adamw_8bit", "fp16": None, "bf16": None},
-        "dataset": {"path": "data/tutor/units.csv", "chat_template": "zephyr"},
+        "dataset": {"path": "data/tutor/units.csv", "validation_path": str(given), "chat_template": "zephyr"},
         "save": {"gguf_quantization": "Q8_0", "push_to_hub": False},
     }  # fmt: skip
     path = tmp_path_factory.mktemp("config") / "training-config.json"
@@ -41,8 +65,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_trains_for_epochs_in_4_bit_and_serves_the_template_it_was_trained_with(
     factory: Factory, config: Path, workspace: Path
 ):
-    options = ("-o", "gates.baseline_established.min_examples=30", "-o", "evaluation.resamples=1000")
-    ran = factory.run(workspace, *options, config=str(config))
+    ran = factory.run(workspace, *LIGHT, config=str(config))
     assert ran.code == 0, (ran.result, ran.stderr)
     stats = json.loads((workspace / "metrics/training-stats.json").read_text())
     assert stats["epochs"] == 1.0
@@ -56,16 +79,15 @@ def test_it_trains_for_epochs_in_4_bit_and_serves_the_template_it_was_trained_wi
 
 def test_another_template_trains_anew(factory: Factory, config: Path, workspace: Path):
     ran = factory.run(
-        workspace, "-o", "dataset.chat_template=mistral", "--until", "baseline", config=str(config)
+        workspace, *LIGHT, "-o", "dataset.chat_template=mistral", "--until", "baseline", config=str(config)
     )
     assert ran.phases == {"ingest": "reused", "format": "reused", "split": "reused", "baseline": "done"}
 
 
-def test_a_given_validation_file_becomes_val(factory: Factory, config: Path, tmp_path: Path):
-    given = tmp_path / "val.jsonl"
-    rows = [{"instruction": f"Convert {n} km to m.", "output": f"{n * 1000} m"} for n in range(200, 240)]
-    given.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = ("-o", f"dataset.validation_path={given}", "--until", "split")
-    ran = factory.run(tmp_path / "ws", *options, config=str(config))
-    assert ran.code == 0, ran.stderr
-    assert len((tmp_path / "ws/data/splits/val.jsonl").read_text().splitlines()) == 40
+def test_a_given_validation_file_becomes_val(workspace: Path, given: Path):
+    val = (workspace / "data/splits/val.jsonl").read_text().splitlines()
+    assert len(val) == 40
+    asked = {json.loads(line)["instruction"] for line in given.read_text().splitlines()}
+    assert {json.loads(line)["conversations"][0]["content"] for line in val} == asked
+    stats = json.loads((workspace / "metrics/training-stats.json").read_text())
+    assert len(stats["eval_losses"]) > 0

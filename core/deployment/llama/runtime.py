@@ -158,15 +158,6 @@ class LlamaRuntime:
         made = list(done["ids"])
         return Completion(done["text"], made, len(ids), len(made), done["seconds"], done["finish"])
 
-    def generate_batch(self, prompts: Sequence[Prompt], *, max_new_tokens: int) -> list[Completion]:
-        """Answer prompts greedily, one after the other; a shared beginning is computed once.
-
-        Raises:
-            DataError: If a prompt is longer than the context window.
-            EngineFailed: If the process dies.
-        """
-        return [self.generate(prompt, max_new_tokens=max_new_tokens) for prompt in prompts]
-
     def logits(self, ids: Sequence[int], *, first: int = 0) -> NDArray[np.float32]:
         """Return the scores after the tokens, ``[s - first, v]``; open with ``exact=True`` to compare them.
 

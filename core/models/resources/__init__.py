@@ -25,11 +25,13 @@ from core.models.resources.counting import (
 from core.models.resources.phases import (
     GGUF_BYTES,
     ONNX_TRACE_BYTES,
+    PYTORCH_ROUND_BYTES,
     estimate_disk,
     estimate_gguf,
     estimate_inference,
     estimate_merge,
     estimate_onnx,
+    estimate_pytorch,
 )
 from core.models.resources.shapes import (
     FAMILIES,
@@ -63,6 +65,7 @@ __all__ = [
     "ONNX_TRACE_BYTES",
     "OPTIMIZER_BYTES",
     "PUBLISHED",
+    "PYTORCH_ROUND_BYTES",
     "VRAM_TABLE",
     "Advice",
     "Family",
@@ -82,6 +85,7 @@ __all__ = [
     "estimate_inference",
     "estimate_merge",
     "estimate_onnx",
+    "estimate_pytorch",
     "estimate_training",
     "fit",
     "hardware_row",

@@ -116,7 +116,8 @@ def _ways(load: TrainingLoad) -> Iterator[tuple[TrainingLoad, dict[str, Any]]]:
         load = load._replace(is_checkpointed=True)
         changed = {**changed, "lora.use_gradient_checkpointing": True}
         yield load, changed
-    if not load.storage.startswith("4bit"):
+    # A base in 4 bits cannot be rounded in training as a file's type rounds.
+    if not load.storage.startswith("4bit") and not load.is_aware:
         eight = {"model.load_in_8bit": False} if load.storage == "8bit" else {}
         load, changed = load._replace(storage="4bit+double"), {**changed, **eight, "model.load_in_4bit": True}
         yield load, changed

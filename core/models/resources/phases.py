@@ -15,12 +15,15 @@ GGUF_BYTES = {
     "Q6_K": 210 / 256,
     "Q5_K_M": 176 / 256,
     "Q4_K_M": 144 / 256,
+    "Q4_0": 18 / 32,
 }
 
 # Linear layers of an ONNX file: a float32 scale and a zero point of the same bits per block of 32 weights.
 ONNX_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1 + 5 / 32, "int4": (32 / 2 + 4 + 0.5) / 32}
 ONNX_TRACE_BYTES = 8
 """Main memory per parameter while a model is traced: its weights in float32, twice."""
+PYTORCH_ROUND_BYTES = 5
+"""Main memory per parameter while a model becomes 8-bit integers: float32, and what has been packed."""
 SCORED_LOGITS = 1 << 28
 """Logits that core.evaluation.likelihood holds at once when texts are scored."""
 
@@ -68,15 +71,16 @@ def estimate_merge(shape: ModelShape, lora: LoraConfig, width: int, *, probe: in
 def estimate_gguf(shape: ModelShape, gguf_type: str) -> int:
     """Estimate the bytes of one GGUF file; the image tower is not exported.
 
-    The ``_M`` mixes hold the output table and half of the value and down projections in Q6_K.
+    The ``_M`` mixes hold the output table and half of the value and down projections in Q6_K, Q4_0 the table alone.
     """
     text = count_parameters(shape._replace(vision=None))
     base = GGUF_BYTES[gguf_type]
-    if not gguf_type.endswith("_M"):
+    if gguf_type != "Q4_0" and not gguf_type.endswith("_M"):
         return int(text * base)
     e = shape.hidden
     value = e * shape.kv_heads * shape.head_dim
-    finer = shape.vocab * e + shape.layers * (value + e * shape.intermediate) // 2
+    mixed = shape.layers * (value + e * shape.intermediate) // 2 if gguf_type.endswith("_M") else 0
+    finer = shape.vocab * e + mixed
     return int((text - finer) * base + finer * GGUF_BYTES["Q6_K"])
 
 
@@ -89,8 +93,19 @@ def estimate_onnx(shape: ModelShape, onnx_type: str) -> int:
     return int((text - tables) * ONNX_BYTES["int4"] + tables * ONNX_BYTES["int8"])
 
 
+def estimate_pytorch(shape: ModelShape) -> int:
+    """Estimate the bytes of an 8-bit PyTorch model: a byte per weight, and a float32 step per row."""
+    text = count_parameters(shape._replace(vision=None))
+    return int(text * (1 + 4 / shape.hidden))
+
+
 def estimate_disk(
-    shape: ModelShape, lora: LoraConfig, width: int, formats: Iterable[str], onnx: Iterable[str] = ()
+    shape: ModelShape,
+    lora: LoraConfig,
+    width: int,
+    formats: Iterable[str],
+    onnx: Iterable[str] = (),
+    pytorch: Iterable[str] = (),
 ) -> dict[str, int]:
     """Estimate what a run leaves in its workspace, in bytes by kind, at the moment when most of it is there.
 
@@ -109,5 +124,6 @@ def estimate_disk(
         "16-bit GGUF": estimate_gguf(shape, "f16"),
         "GGUF files": sum(files),
         "ONNX files": sum(models) + (estimate_onnx(shape, "fp32") if models else 0),
+        "PyTorch files": sum(estimate_pytorch(shape) for _ in pytorch),
         "bundle": max(files, default=0),
     }

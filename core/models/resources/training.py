@@ -42,6 +42,9 @@ UNSLOTH_WINDOW = 512
 PAGED_FROM = 100_000
 """Elements from which bitsandbytes keeps a tensor's state in paged memory."""
 
+ROUNDING_BYTES = 9
+"""Bytes per weight of a matrix while it is rounded in training."""
+
 Storage = Literal["4bit", "4bit+double", "8bit", "full"]
 """How the base is held."""
 
@@ -72,6 +75,8 @@ class TrainingLoad(NamedTuple):
     """Checkpointing "unsloth", which that engine takes for: inputs of blocks wait in main memory."""
     is_packed: bool = False
     """Rows hold several examples, told apart by a mask."""
+    is_aware: bool = False
+    """Layers round their weights in every pass, as a quantized type does."""
 
     @property
     def tokens(self) -> int:
@@ -243,9 +248,14 @@ def _head_bytes(shape: ModelShape, load: TrainingLoad) -> float:
 
 
 def _largest_weight(shape: ModelShape, lora: LoraConfig, load: TrainingLoad) -> int:
-    """Count the bytes of the largest weight as it is expanded for a multiplication, and what DoRA makes of it."""
+    """Count the bytes of the largest weight as it is expanded for a multiplication, and what DoRA makes of it.
+
+    Rounding takes two float32 copies at once, and a scale per block of 32 a few times over (measured).
+    """
     largest = max(n_in * n_out for n_in, n_out in linears(shape).values())
     expanded = 0 if load.storage == "full" else load.width * largest
+    if load.is_aware:
+        expanded = max(expanded, ROUNDING_BYTES * largest)
     return expanded + (8 * largest if lora.use_dora else 0)
 
 

@@ -155,6 +155,15 @@ def test_system_prompt_is_shown_and_not_passed_off_as_tested():
     assert "asked without it" not in " ".join(render_api_page(facts()).split())
 
 
+def test_a_form_for_pytorch_is_told_with_a_command_that_asks_it():
+    form = {"path": "models/pytorch/int8", "measured": "The file has 3.5 MB."}
+    page = render_api_page(facts(pytorch=(form,)))
+    command = next(block for block in blocks(page, "sh") if block.startswith("python models/"))
+    assert shlex.split(command) == ["python", "models/pytorch/int8/run.py", PROMPT]
+    assert "The file has 3.5 MB." in page
+    assert "PyTorch" not in render_api_page(facts())
+
+
 def test_without_stops_none_are_named():
     page = render_api_page(facts(stop_tokens=()))
     assert "| `stop` | none |" in page

@@ -1,6 +1,5 @@
 """Diversity against closed forms and enumeration."""
 
-import itertools
 import math
 from pathlib import Path
 
@@ -11,12 +10,11 @@ from core.evaluation.config import DiversityConfig, EvaluationConfig
 from core.evaluation.diversity import (
     distinct,
     pareto_front,
-    pass_at_k,
     sampled_diversity,
     self_bleu,
     type_token_ratio,
 )
-from core.evaluation.metrics import right_answer
+from core.evaluation.metrics import answer_grader
 from core.evaluation.questions import Question
 from core.evaluation.responders import Answer
 
@@ -26,23 +24,6 @@ def test_pareto_front():
     assert pareto_front([(1, 1), (1, 1), (1, 0)]) == [True, True, False]
     assert pareto_front([(2, 0), (1, 1), (0, 2), (1, 0)]) == [True, True, True, False]
     assert pareto_front([]) == []
-
-
-def test_pass_at_k_by_the_formula():
-    assert pass_at_k(10, 3, 5) == pytest.approx(0.9167, abs=5e-5)
-    assert (pass_at_k(5, 0, 5), pass_at_k(5, 1, 5), pass_at_k(5, 5, 1)) == (0.0, 1.0, 1.0)
-
-
-@pytest.mark.parametrize(("n", "right", "k"), [(6, 2, 1), (6, 2, 3), (7, 3, 5), (4, 4, 2)])
-def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(n, right, k):
-    draws = list(itertools.combinations(range(n), k))
-    assert pass_at_k(n, right, k) == pytest.approx(sum(min(d) < right for d in draws) / len(draws))
-
-
-@pytest.mark.parametrize(("n", "right", "k"), [(5, 6, 1), (5, -1, 1), (5, 2, 6), (5, 2, 0)])
-def test_pass_at_k_that_makes_no_sense_raises(n, right, k):
-    with pytest.raises(ValueError, match="undefined"):
-        pass_at_k(n, right, k)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +95,7 @@ def test_sampled_answers_are_measured_together():
     config = EvaluationConfig(diversity=DiversityConfig(samples=6, questions=2), max_new_tokens=9, seed=4)
     responder = Draws()
     found = sampled_diversity(
-        responder, questions(5), right_answer(config, Path()), config, encoder=Lengths()
+        responder, questions(5), answer_grader(config, Path()), config, encoder=Lengths()
     )
     assert responder.asked == (2, 6, 0.7, 0.9, 4, 9)
     assert (found.questions, found.samples) == (2, 6)
@@ -124,7 +105,14 @@ def test_sampled_answers_are_measured_together():
     assert found.type_token_ratio == pytest.approx(4 / 24)
     assert found.self_bleu == 1.0
     assert found.semantic == 1.0
-    assert sampled_diversity(responder, questions(1), lambda q, text: True, config).semantic is None
+    assert (found.seeds, found.metric, found.ids) == ((4,), "exact_match", ("q0", "q1"))
+    assert [one.k for one in found.tries] == [1, 2, 3, 4, 5, 6]
+    # Three of six are right: 1 - C(3, k) / C(6, k).
+    assert [one.pass_at for one in found.tries] == pytest.approx([0.5, 0.8, 0.95, 1, 1, 1])
+    assert found.collapse_point == 4
+    assert found.by_question["pass_at_5"] == (1.0, 1.0) and "pass_at_2" not in found.by_question
+    assert found.spread["self_bleu"].deviation is None and found.spread["self_bleu"].values == (1.0,)
+    assert sampled_diversity(responder, questions(1), lambda q, text: 1.0, config).semantic is None
 
 
 def test_what_cannot_be_sampled_raises():
@@ -134,8 +122,72 @@ def test_what_cannot_be_sampled_raises():
 
     config = EvaluationConfig(diversity=DiversityConfig(samples=2))
     with pytest.raises(ConfigError, match="Mute cannot sample"):
-        sampled_diversity(Mute(), questions(1), lambda q, text: True, config)
+        sampled_diversity(Mute(), questions(1), lambda q, text: 1.0, config)
     with pytest.raises(DataError, match="nothing to sample"):
-        sampled_diversity(Draws(), [Question("t", [], "text", {})], lambda q, text: True, config)
+        sampled_diversity(Draws(), [Question("t", [], "text", {})], lambda q, text: 1.0, config)
     with pytest.raises(DataError, match="nothing to sample"):
-        sampled_diversity(Draws(), questions(1), lambda q, text: True, EvaluationConfig())
+        sampled_diversity(Draws(), questions(1), lambda q, text: 1.0, EvaluationConfig())
+
+
+def test_samples_are_asked_for_in_the_words_of_the_arm():
+    class Listens(Draws):
+        def sample(self, prompts, n, **settings):
+            self.heard = prompts
+            return super().sample(prompts, n, **settings)
+
+    config, responder = EvaluationConfig(diversity=DiversityConfig(samples=1)), Listens()
+    system = {"role": "system", "content": "Be short."}
+    sampled_diversity(responder, questions(1), lambda q, text: 1.0, config, ask=lambda turns: [system, *turns])
+    assert responder.heard == [[system, {"role": "user", "content": "?"}]]
+
+
+class Luck(Draws):
+    """With the seed 1 every answer is right, with 2 none, with 3 half a word is."""
+
+    seeds: list[int]
+
+    def sample(self, prompts, n, *, temperature, top_p, seed, max_new_tokens, tick):
+        self.seeds.append(seed)
+        tick(len(prompts), len(prompts))
+        said = {1: "yes it is", 2: "no", 3: "yes is it"}[seed]
+        return [[Answer(said, [1], 2)] * n for _ in prompts]
+
+
+def test_seeds_are_averaged_and_their_spread_is_kept():
+    settings = DiversityConfig(samples=2, questions=3, seeds=(1, 2, 3))
+    config = EvaluationConfig(diversity=settings, primary_metric="token_f1", metrics=("token_f1",))
+    responder, told = Luck(), []
+    responder.seeds = []
+    found = sampled_diversity(
+        responder,
+        questions(3),
+        answer_grader(config, Path()),
+        config,
+        tick=lambda done, total: told.append((done, total)),
+    )
+    assert responder.seeds == [1, 2, 3] == list(found.seeds)
+    assert told == [(3, 9), (6, 9), (9, 9)]
+    # Every word counts towards F1, whatever its place: seed 3 is right as well.
+    assert found.pass_at[1] == pytest.approx(2 / 3)
+    assert found.spread["pass_at_1"].values == pytest.approx((1, 0, 1))
+    assert found.spread["pass_at_1"].deviation == pytest.approx((1 / 3) ** 0.5)
+    assert found.mean_words == pytest.approx(7 / 3)
+    assert found.by_question["pass_at_1"] == pytest.approx((2 / 3,) * 3)
+
+
+def test_the_best_of_k_uses_the_grade_and_not_right_or_wrong():
+    config = EvaluationConfig(diversity=DiversityConfig(samples=2, questions=1), primary_metric="token_f1")
+
+    class Halves(Draws):
+        def sample(self, prompts, n, **settings):
+            return [[Answer("yes it was", [1], 2), Answer("no", [1], 1)]]
+
+    found = sampled_diversity(Halves(), questions(1), answer_grader(config, Path()), config)
+    assert [one.usq_at for one in found.tries] == pytest.approx([1 / 3, 2 / 3])
+    assert [one.pass_at for one in found.tries] == [0, 0]
+    assert found.tries[1].der is None
+
+
+def test_the_same_seed_twice_is_refused():
+    with pytest.raises(ValueError, match="name each once"):
+        DiversityConfig(seeds=(42, 123, 42))

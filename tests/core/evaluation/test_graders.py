@@ -13,6 +13,8 @@ from core.evaluation.graders import (
     json_valid,
     normalise,
     numeric,
+    rouge_1,
+    rouge_2,
     rouge_l,
     token_f1,
     words,
@@ -142,3 +144,46 @@ def test_json_valid(answer: str, score: float):
 def test_words_of_nothing_but_signs_stay():
     assert words("Well, 3 + (4) = -7!") == ["well", "3", "+", "4", "=", "7"]
     assert words("+ -") == ["+", "-"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "one", "two"),
+    [
+        ("the cat sat", "the cat sat", 1.0, 1.0),
+        # Two of three words and of four; one of two pairs and of three.
+        ("the cat ran", "the cat sat down", 2 * 2 / 7, 2 * 1 / 5),
+        # Order matters to pairs alone.
+        ("sat cat the", "the cat sat", 1.0, 0.0),
+        # Repeats count as often as they are shared.
+        ("a a a", "a a", 2 * 2 / 5, 2 * 1 / 3),
+        ("Accra.", "accra", 1.0, 1.0),
+        ("Accra", "Kumasi", 0.0, 0.0),
+        ("Accra", "in Accra", 2 / 3, 0.0),
+        ("makɔ", "mako", 0.0, 0.0),
+        ("", "", 1.0, 1.0),
+        ("", "x y", 0.0, 0.0),
+        ("x y", "", 0.0, 0.0),
+    ],
+)
+def test_rouge_1_and_2_are_the_f1_of_shared_words_and_pairs(
+    answer: str, reference: str, one: float, two: float
+):
+    assert rouge_1(answer, reference) == pytest.approx(one)
+    assert rouge_2(answer, reference) == pytest.approx(two)
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=7), st.lists(st.sampled_from("abc"), max_size=7))
+def test_rouge_1_and_2_by_counting_one_by_one(left: list[str], right: list[str]):
+    def shared(n: int) -> float:
+        mine, theirs = ([tuple(x[i : i + n]) for i in range(len(x) - n + 1)] for x in (left, right))
+        if not mine and not theirs:
+            return float(left == right)
+        size, rest, hits = len(mine) + len(theirs), list(theirs), 0
+        for gram in mine:
+            if gram in rest:
+                rest.remove(gram)
+                hits += 1
+        return 2 * hits / size
+
+    assert rouge_1(" ".join(left), " ".join(right)) == pytest.approx(shared(1))
+    assert rouge_2(" ".join(left), " ".join(right)) == pytest.approx(shared(2))

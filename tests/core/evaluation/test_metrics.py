@@ -10,7 +10,7 @@ from core.errors import ConfigError, DataError
 from core.evaluation.aggregate import aggregate
 from core.evaluation.config import ROW_FIELDS, EvaluationConfig, GraderConfig
 from core.evaluation.evaluate import evaluate
-from core.evaluation.metrics import Tools, check_metrics, right_answer, wanted
+from core.evaluation.metrics import Tools, answer_grader, check_metrics, sample_metric, wanted
 from core.evaluation.questions import Question, read_questions
 from core.evaluation.responders import Answer, Scored
 from core.evaluation.subgroups import OTHER
@@ -220,11 +220,20 @@ def test_what_a_metric_lacks_is_said_before_any_model_is_loaded(tmp_path: Path, 
     check_metrics(EvaluationConfig(metrics=("perplexity", "chrf")), tmp_path)
 
 
-def test_right_is_the_primary_metric_at_one(tmp_path: Path):
+def test_samples_are_graded_by_the_primary_metric_if_it_grades_texts(tmp_path: Path):
     question = Question("x", [], "7 pens", {})
-    assert right_answer(EvaluationConfig(primary_metric="numeric"), tmp_path)(question, "It is 7.")
-    assert not right_answer(EvaluationConfig(primary_metric="token_f1"), tmp_path)(question, "It is 7.")
-    assert right_answer(EvaluationConfig(primary_metric="perplexity"), tmp_path)(question, "7 Pens.")
+
+    def graded(primary: str, text: str) -> tuple[str, float]:
+        config = EvaluationConfig(
+            primary_metric=primary, graders={"d": GraderConfig(type="regex", pattern=r"^\d$")}
+        )
+        return sample_metric(config), answer_grader(config, tmp_path)(question, text)
+
+    assert graded("numeric", "It is 7.") == ("numeric", 1.0)
+    assert graded("token_f1", "It is 7.") == ("token_f1", pytest.approx(0.4))
+    assert graded("d", "8") == ("d", 1.0)
+    assert graded("perplexity", "7 Pens.") == ("exact_match", 1.0)
+    assert graded("judge", "8 Pens.") == ("exact_match", 0.0)
 
 
 @pytest.mark.parametrize("made", ["float32(1)", "float64(1)", "int64(1)", "True_"])

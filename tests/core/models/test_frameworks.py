@@ -6,59 +6,23 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.errors import ConfigError, ModelError
 from core.models.adapters import adapter_parity, attach
-from core.models.config import LoraConfig, ModelConfig
-from core.models.devices import place_of
-from core.models.frameworks import FrameworkNotice, choose_framework, prepare_framework
+from core.models.config import Framework, LoraConfig, ModelConfig
+from core.models.frameworks import FrameworkNotice, choose_framework, edits_libraries, prepare_framework
 from core.models.loading import base_format, framework_of, load_model, pick_dtype
 from tests.families import FAMILIES, build
+from tests.stand_in.unsloth import FastLanguageModel
 
 ROOT = Path(__file__).parents[3]
 IDS = torch.arange(6, 30)[None]
 LORA = LoraConfig(r=4, use_gradient_checkpointing=False)
 NOT_HERE = "unsloth" not in sys.modules
-
-# What unsloth 2026.10.9 takes; the rest of from_pretrained goes to Transformers, the rest of get_peft_model to PEFT.
-LOADS = {"model_name", "max_seq_length", "dtype", "load_in_4bit", "load_in_8bit", "load_in_16bit",
-         "use_exact_model_name", "trust_remote_code", "local_files_only", "use_safetensors", "quantization_config"}  # fmt: skip
-ADAPTS = {"r", "target_modules", "lora_alpha", "lora_dropout", "bias", "use_gradient_checkpointing", "random_state",
-          "use_rslora", "use_dora", "exclude_modules"}  # fmt: skip
-
-
-class FastLanguageModel:
-    """Does with Transformers and PEFT what unsloth does with its kernels, and keeps what it was told."""
-
-    loaded: dict = {}
-    adapted: dict = {}
-
-    @staticmethod
-    def from_pretrained(**given):
-        FastLanguageModel.loaded = given
-        assert set(given) <= LOADS
-        assert sum((given["load_in_4bit"], given["load_in_8bit"], given["load_in_16bit"])) <= 1
-        held = given.get("quantization_config")
-        model = AutoModelForCausalLM.from_pretrained(
-            given["model_name"], dtype=given["dtype"], quantization_config=held, use_safetensors=True,
-            device_map=place_of(torch.device("cpu"), quantized=held is not None),
-        )  # fmt: skip
-        return model, AutoTokenizer.from_pretrained(given["model_name"])
-
-    @staticmethod
-    def get_peft_model(model, *, use_gradient_checkpointing, random_state, **given):
-        FastLanguageModel.adapted = {
-            **given, "use_gradient_checkpointing": use_gradient_checkpointing, "random_state": random_state,
-        }  # fmt: skip
-        assert set(FastLanguageModel.adapted) <= ADAPTS
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        return get_peft_model(model, PeftLoraConfig(task_type="CAUSAL_LM", **given))
 
 
 @pytest.fixture
@@ -191,6 +155,10 @@ def test_choosing_an_engine_imports_none() -> None:
         "assert not {'torch', 'transformers', 'peft', 'unsloth'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_only_unsloth_needs_a_process_of_its_own() -> None:
+    assert [name for name in get_args(Framework) if edits_libraries(name)] == ["unsloth"]
 
 
 # What the engine is told

@@ -12,6 +12,7 @@ from core.models.resources import (
     estimate_inference,
     estimate_merge,
     estimate_onnx,
+    estimate_pytorch,
 )
 
 LLAMA_8B = PUBLISHED["meta-llama/Llama-3.1-8B-Instruct"]
@@ -53,8 +54,9 @@ def test_scoring_texts_needs_their_logits() -> None:
 
 
 def test_gguf_sizes_match_published_files() -> None:
-    """Files of Llama 3.1 8B as commonly published: 4.92, 5.73, 6.60 and 8.54 GB (10^9 bytes)."""
+    """Files of Llama 3.1 8B as commonly published: 4.66, 4.92, 5.73, 6.60 and 8.54 GB (10^9 bytes)."""
     for gguf_type, published in {
+        "Q4_0": 4.66,
         "Q4_K_M": 4.92,
         "Q5_K_M": 5.73,
         "Q6_K": 6.60,
@@ -72,6 +74,14 @@ def test_onnx_sizes_order_by_bits() -> None:
     assert sizes[1] == int(count_parameters(LLAMA_8B) * 37 / 32)
     tables = 2 * LLAMA_8B.vocab * LLAMA_8B.hidden
     assert sizes[0] == int((count_parameters(LLAMA_8B) - tables) * 20.5 / 32 + tables * 37 / 32) + 0
+
+
+def test_an_eight_bit_pytorch_model_takes_a_byte_a_weight_and_a_step_a_row() -> None:
+    size = estimate_pytorch(LLAMA_8B)
+    assert size / count_parameters(LLAMA_8B) == pytest.approx(1.001, abs=1e-4)
+    pair = estimate_disk(LLAMA_8B, LoraConfig(), 2, ["Q8_0"], [], ["int8"])
+    assert pair["PyTorch files"] == size
+    assert estimate_disk(LLAMA_8B, LoraConfig(), 2, ["Q8_0"])["PyTorch files"] == 0
 
 
 def test_disk_counts_every_file() -> None:

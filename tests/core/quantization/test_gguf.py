@@ -7,19 +7,20 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 
 from core.deployment.llama import LlamaRuntime
-from core.deployment.llama.parity import compare_logits
 from core.errors import EngineFailed, ModelError
 from core.quantization.config import GgufType
 from core.quantization.gguf import FTYPES, quantize_gguf
 from tests.core.deployment.gguf import tiny
+from tests.families.logits import compare_logits
 
 MAIN_TYPE = {
     "Q8_0": GGMLQuantizationType.Q8_0,
     "Q6_K": GGMLQuantizationType.Q6_K,
     "Q5_K_M": GGMLQuantizationType.Q5_K,
     "Q4_K_M": GGMLQuantizationType.Q4_K,
+    "Q4_0": GGMLQuantizationType.Q4_0,
 }
-LARGEST_KL = {"Q8_0": 1e-3, "Q6_K": 5e-3, "Q5_K_M": 2e-2, "Q4_K_M": 0.1}
+LARGEST_KL = {"Q8_0": 1e-3, "Q6_K": 5e-3, "Q5_K_M": 2e-2, "Q4_K_M": 0.1, "Q4_0": 0.15}
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,12 @@ from gguf import GGUFReader, dequantize
 from transformers import AutoModelForCausalLM
 
 from core.deployment.gguf import write_gguf
-from core.deployment.llama.parity import compare_logits
 from core.errors import DataError, EngineFailed
 from core.quantization import tensor_view
 from core.quantization.gguf import quantize_gguf
 from core.quantization.importance import Sums, collect_importance, load_importance
 from tests.core.deployment.gguf import tiny
+from tests.families.logits import compare_logits
 
 NAMES = {
     "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "gate_proj": "ffn_gate",

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from core.data.batches import Batch, collate
 from core.data.chat import IGNORE_INDEX, Encoded
 from core.models.loading import load_folder
-from core.training.language import LanguageStep, autocast, loss_sum, mean_loss, trained_tokens
+from core.training.language import LanguageStep, NextToken, autocast, mean_loss, trained_tokens
 from core.training.rows import SftInputs
 from core.training.sft import validation_loss
 from tests.families import build
@@ -43,7 +43,7 @@ def step_of(model, items: list[Encoded], micro: int) -> tuple[float, torch.Tenso
 def test_loss_equals_hugging_faces_own(model):
     batch = collate(examples(6), 1)
     theirs = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
-    ours = loss_sum(model, batch) / trained_tokens(batch)
+    ours = NextToken(model, CPU)(batch) / trained_tokens(batch)
     assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-6)
 
 
@@ -56,7 +56,7 @@ def test_loss_is_the_sum_over_assistant_tokens_written_out(model):
         for t in range(1, len(item.labels))
         if item.labels[t] != IGNORE_INDEX
     )
-    assert float(loss_sum(model, batch).detach()) == pytest.approx(total, rel=1e-5)
+    assert float(NextToken(model, CPU)(batch).detach()) == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.parametrize("micro", [1, 3, 4, 16])
@@ -70,10 +70,10 @@ def test_accumulation_gives_the_gradient_of_one_large_batch(model, micro: int):
 
 def test_padding_changes_nothing(model):
     short, long = examples(1)[0], examples(7)[6]
-    alone = float(loss_sum(model.eval(), collate([short], 1)))
+    alone = float(NextToken(model.eval(), CPU)(collate([short], 1)))
     padded = collate([short, long], 1)
     first = Batch(padded.input_ids[:1], padded.labels[:1], padded.attention_mask[:1])
-    assert float(loss_sum(model, first)) == pytest.approx(alone, rel=1e-5)
+    assert float(NextToken(model, CPU)(first)) == pytest.approx(alone, rel=1e-5)
 
 
 def test_mean_loss_is_per_token_not_per_batch_and_restores_the_mode(model):
@@ -88,7 +88,7 @@ def test_mean_loss_is_per_token_not_per_batch_and_restores_the_mode(model):
 
 def test_random_weights_score_near_the_uniform_entropy(model):
     batch = collate(examples(30), 1)
-    assert float(loss_sum(model, batch).detach()) / trained_tokens(batch) == pytest.approx(
+    assert float(NextToken(model, CPU)(batch).detach()) / trained_tokens(batch) == pytest.approx(
         math.log(400), rel=0.05
     )
 

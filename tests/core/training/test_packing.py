@@ -8,7 +8,7 @@ from core.data.batches import Batch, collate, collate_packed
 from core.data.chat import IGNORE_INDEX, Encoded
 from core.errors import ConfigError
 from core.training.config import TrainingConfig
-from core.training.language import LanguageStep, NextToken, autocast, inputs_of, loss_sum, trained_tokens
+from core.training.language import LanguageStep, NextToken, autocast, inputs_of, trained_tokens
 from core.training.rows import Rows, SftInputs, require_packable
 from tests.core.training.families import CONFIGS, SIZES, build
 
@@ -68,7 +68,7 @@ def test_loss_and_gradient_are_those_of_the_documents_one_by_one(name: str):
     total.backward()
     for doc in docs:
         if any(label != IGNORE_INDEX for label in doc.labels[1:]):
-            loss_sum(parts, collate([doc], 0)).backward()
+            NextToken(parts, CPU)(collate([doc], 0)).backward()
     single = sum(trained_tokens(collate([doc], 0)) for doc in docs)
     assert trained_tokens(packed) == single
     for (label, one), two in zip(whole.named_parameters(), parts.parameters(), strict=True):
@@ -82,7 +82,7 @@ def test_the_gradient_of_one_document_does_not_know_the_other():
     for first in (documents(seed=1)[3], documents(seed=2)[3]):
         model.zero_grad()
         untaught = Encoded(first.input_ids, [IGNORE_INDEX] * len(first.input_ids))
-        loss_sum(model, collate_packed([[untaught, docs[0]]], 0)).backward()
+        NextToken(model, CPU)(collate_packed([[untaught, docs[0]]], 0)).backward()
         grads.append(torch.cat([p.grad.flatten() for n, p in model.named_parameters() if "layers" in n]))
     assert torch.equal(*grads)
 

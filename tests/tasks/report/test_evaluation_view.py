@@ -8,7 +8,6 @@ import pytest
 from core.evaluation.reports import (
     BaselineReport,
     Decoding,
-    Diversity,
     EvalReport,
     MetricValue,
     Subgroup,
@@ -153,17 +152,6 @@ def test_what_was_forgotten_is_told_with_chance(scored: Scored, after: Suite, ve
     view = evaluation_view(Scored(BaselineReport(arms=(arm,)), None, tuned))
     assert view is not None
     assert view.suites[0].verdict == verdict
-
-
-def test_sampled_answers_of_one_model_alone_are_shown(scored: Scored) -> None:
-    drawn = Diversity(questions=5, samples=4, temperature=0.7, top_p=0.9, self_bleu=0.5, distinct={1: 0.4},
-                      type_token_ratio=0.3, semantic=None, mean_words=2.5, pass_at={1: 0.25, 4: 0.5})  # fmt: skip
-    assert scored.tuned is not None
-    view = evaluation_view(scored._replace(tuned=scored.tuned.model_copy(update={"diversity": drawn})))
-    assert view is not None
-    rows = {what: (before, after) for what, before, after in view.diversity}
-    assert rows["Distinct-1"] == ("\N{EM DASH}", "0.4")
-    assert "Semantic distance" not in rows
 
 
 def test_examples_that_moved_most_are_shown_where_scores_are_shares() -> None:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from core.quantization.reports import Distance, OnnxBenchmark, OnnxFile
+from core.quantization.reports import Distance, OnnxBenchmark, OnnxFile, PytorchFile
 from tasks.report.ladder_view import ladder_view
 from tasks.report.page import CheckView, GateView, ReportData, render_report
 from tests.tasks.report.conftest import digest
@@ -65,6 +65,23 @@ def test_real_bytes_of_everything_are_listed(full: ReportData) -> None:
     text = words(render_report(data))
     for expected in ("ONNX models", "345", "99.0 %", "CPUExecutionProvider", "4,100,000", "59.4 %"):
         assert expected in text
+
+
+def test_pytorch_models_have_a_table_and_their_real_bytes(full: ReportData) -> None:
+    apart = Distance(max_abs=1.01, kl=2.75e-3, argmax_agreement=0.963, tokens=410)
+    scored = full.tuned.model_copy(update={"value": 0.895, "tokens_per_second": 414.0})
+    made = PytorchFile(type="int8", path="models/pytorch/int8", digest=digest("d"), bytes=3_469_472, distance=apart,
+                       text_agreement=0.988, evaluation=scored)  # fmt: skip
+    data = full.model_copy(update={"quantized": full.quantized.model_copy(update={"pytorch": (made,)})})
+    assert [row.name for row in view(data).sizes] == [
+        "merged model", "GGUF Q8_0", "PyTorch int8", "GGUF Q4_K_M",
+    ]  # fmt: skip
+    html = render_report(data)
+    Reader(html)
+    text = words(html)
+    for expected in ("PyTorch models", "3,469,472", "98.8 %", "89.5 %", "96.3 %", "414", "0.00275", "1.01"):
+        assert expected in text, expected
+    assert "PyTorch models" not in words(render_report(full))
 
 
 def test_the_page_shows_the_ladder_the_chart_and_what_was_tried(full: ReportData) -> None:

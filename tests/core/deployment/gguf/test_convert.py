@@ -13,9 +13,9 @@ from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 
 from core.deployment.gguf import write_gguf
-from core.deployment.llama.parity import compare_logits
 from core.errors import ModelError
 from tests.core.deployment.gguf import tiny
+from tests.families.logits import compare_logits
 
 THETA = {"rope_theta": 10_000.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, **THETA}

@@ -14,11 +14,11 @@ from core.data.chat import ChatTokenizer
 from core.data.records import Message
 from core.deployment.gguf import write_gguf
 from core.deployment.llama.causes import family_causes
-from core.deployment.llama.parity import compare_logits
 from core.deployment.llama.spelling import KEY, Spelling
 from core.quantization.gguf import quantize_gguf
 from core.quantization.reports import Distance
 from tests.families import FAMILIES, VARIANTS, build
+from tests.families.logits import compare_logits
 from tests.families.texts import TEXTS
 
 ALL = FAMILIES + VARIANTS

@@ -8,7 +8,7 @@ import pytest
 from gguf import GGUFReader
 
 from core.deployment.llama import LlamaRuntime
-from core.deployment.llama.parity import compare_logits
+from tests.families.logits import compare_logits
 
 
 def test_equal_models_agree(checkpoint: Path, gguf: Path) -> None:

@@ -125,7 +125,7 @@ def test_temperature_draws_by_seed(runtime: LlamaRuntime) -> None:
 def test_a_shared_beginning_does_not_change_answers(runtime: LlamaRuntime, gguf: Path) -> None:
     start = runtime.encode(MESSAGES)
     prompts = [start, [*start, 40, 41, 42], [*start, 40, 50], start[:5], start]
-    together = runtime.generate_batch(prompts, max_new_tokens=12)
+    together = [runtime.generate(prompt, max_new_tokens=12) for prompt in prompts]
     for prompt, answer in zip(prompts, together, strict=True):
         with LlamaRuntime(gguf, context_length=700, exact=True) as fresh:
             assert fresh.generate(prompt, max_new_tokens=12).token_ids == answer.token_ids

@@ -8,12 +8,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from core.deployment.llama.causes import family_causes
 from core.deployment.llama.runtime import LlamaRuntime
 from core.quantization.distance import DistanceSum
 from core.quantization.reports import Distance
-
-__all__ = ["compare_logits", "family_causes"]
 
 
 def compare_logits(
