@@ -68,7 +68,7 @@ def factory(name: str, run: RunConfig, place: Place) -> State:
 
 def chain(name: str, run: RunConfig) -> str:
     """Eight phases and the five gates between them; return the released version."""
-    gates, data = run.gates, run.dataset or DatasetConfig()
+    gates, data, aware = run.gates, run.dataset or DatasetConfig(), run.quantized.aware
     template = data.chat_template
     corpus = ingest(run.training_sources, data.text_field)
     dataset = format_records(corpus.artifact, run.format, run.quality, run.split.seed)
@@ -84,9 +84,7 @@ def chain(name: str, run: RunConfig) -> str:
     beaten = compare(base.report, judged.compare_to)
     through(baseline_established(base.report, splits.report, gates.baseline_established, judged.compare_to))
 
-    tuned = finetune(
-        model, splits.artifact, run.model, run.lora, run.training, run.save, template, run.quantized.aware
-    )
+    tuned = finetune(model, splits.artifact, run.model, run.lora, run.training, run.save, template, aware)
     scored = evaluate(tuned.artifact, splits.artifact, run.evaluation, files, template)
     advice = hints_for(tuned.report, share(scored.report))
     through(model_performance(base.report, scored.report, tuned.report, judged), advice)

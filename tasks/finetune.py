@@ -106,7 +106,7 @@ def _finetune(
     tuned = train(context, key, base, prepared, model, lora, training, adapter, aware)
     context.watcher.advanced("finetune", tuned.plan.total_steps, tuned.plan.total_steps, "merging")
     folded = fold(base, adapter, merged, prepared, tuned.micro_batch, aware)
-    report = make_report(base, splits, adapter, merged, prepared, tuned, folded, aware)
+    report = make_report(base, splits, adapter, merged, prepared, tuned, folded)
     stats = write_stats(context, report, model)
     matrices = write_analysis(context, adapter, lora)
     write_curve(context.workspace.curve, tuned)
@@ -265,6 +265,8 @@ class Merging(NamedTuple):
     errors: "MergeErrors"
     eval_loss: float | None
     """Validation loss of the merged model; None without validation rows."""
+    aware: AwareType | None
+    """Type whose rounding its weights have."""
 
 
 def fold(
@@ -300,7 +302,7 @@ def fold(
     with atomic_path(merged) as part:
         folded.save_pretrained(part, safe_serialization=True)
         chat.tokenizer.save_pretrained(part)
-    return Merging(errors, loss)
+    return Merging(errors, loss, aware)
 
 
 def make_report(
@@ -311,7 +313,6 @@ def make_report(
     prepared: Prepared,
     tuned: "Tuned",
     folded: Merging,
-    aware: AwareType | None = None,
 ) -> TrainReport:
     """Put the numbers of training together."""
     losses = tuned.progress.losses
@@ -345,7 +346,7 @@ def make_report(
         tokens_per_second=round(tuned.tokens_per_second, 3),
         framework=tuned.framework,
         base_format=tuned.base_format,
-        quantization_aware=aware,
+        quantization_aware=folded.aware,
         seconds=round(tuned.seconds, 3),
         device=tuned.device,
         error=None,

@@ -74,7 +74,8 @@ def _diversity(arm: EvalReport) -> Iterator[tuple[str, float]]:
     if found is None:
         return
     yield f"{name}.self_bleu", found.self_bleu
-    yield f"{name}.type_token_ratio", found.type_token_ratio
+    if found.type_token_ratio is not None:
+        yield f"{name}.type_token_ratio", found.type_token_ratio
     yield f"{name}.mean_words", found.mean_words
     if found.semantic is not None:
         yield f"{name}.semantic", found.semantic

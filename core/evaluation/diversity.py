@@ -17,6 +17,7 @@ from core.evaluation.responders import Message, Responder, Sampler, Tick
 
 NGRAMS = (1, 2, 3)
 PASS_AT = (1, 5, 10)
+TOO_SHORT = "no answer has so many words"
 Grade = Callable[[Question, str], float]
 """How good an answer is, from 0 to 1; 1 is right."""
 
@@ -32,9 +33,9 @@ class SentenceEncoder(Protocol):
 class _Drawn(NamedTuple):
     """What the answers of one seed are like."""
 
-    figures: dict[str, tuple[float, ...]]
-    """By name, one number per question."""
-    type_token_ratio: float
+    figures: dict[str, tuple[float | None, ...]]
+    """By name, one number per question; None where there is nothing to count."""
+    type_token_ratio: float | None
 
 
 def sampled_diversity(
@@ -101,7 +102,7 @@ def _described(
     tokens = [[words(text) for text in group] for group in groups]
     samples = len(groups[0])
     rights = [sum(score >= 1 for score in group) for group in scores]
-    figures = {
+    figures: dict[str, tuple[float | None, ...]] = {
         "self_bleu": tuple(self_bleu(group) for group in tokens),
         **{f"distinct_{n}": tuple(distinct(group, n) for group in tokens) for n in NGRAMS},
         "mean_words": tuple(_mean([len(text) for text in group]) for group in tokens),
@@ -120,11 +121,13 @@ def _report(
     """Average over seeds; the questions keep a number each, so that models can be compared in pairs."""
     settings, names = config.diversity, drawn[0].figures
     by_question = {name: _over_seeds([one.figures[name] for one in drawn]) for name in names}
-    means = {name: _mean(values) for name, values in by_question.items()}
-    by_seed = {name: [_mean(one.figures[name]) for one in drawn] for name in names}
+    by_seed = {name: [_known_mean(one.figures[name]) for one in drawn] for name in names}
     by_seed["type_token_ratio"] = [one.type_token_ratio for one in drawn]
-    passed = [means[f"pass_at_{k}"] for k in range(1, settings.samples + 1)]
-    kept = [name for name in names if _is_kept(name)]
+    means = {name: mean for name, values in by_seed.items() if (mean := _known_mean(values)) is not None}
+    passed, best = (
+        [means[f"{what}_at_{k}"] for k in range(1, settings.samples + 1)] for what in ("pass", "usq")
+    )
+    kept = [name for name in by_seed if _is_kept(name)]
     return Diversity(
         questions=len(ids),
         samples=settings.samples,
@@ -133,17 +136,20 @@ def _report(
         seeds=tuple(seeds),
         metric=sample_metric(config),
         self_bleu=means["self_bleu"],
-        distinct={n: means[f"distinct_{n}"] for n in NGRAMS},
-        type_token_ratio=_mean(by_seed["type_token_ratio"]),
+        distinct={n: means[f"distinct_{n}"] for n in NGRAMS if f"distinct_{n}" in means},
+        type_token_ratio=means.get("type_token_ratio"),
         semantic=means.get("semantic"),
         mean_words=means["mean_words"],
         pass_at={k: passed[k - 1] for k in PASS_AT if k <= settings.samples},
-        tries=tries(passed, [means[f"usq_at_{k}"] for k in range(1, settings.samples + 1)]),
+        tries=tries(passed, best),
         collapse_point=collapse_point(passed),
         collapse_below=COLLAPSE,
-        spread={name: _spread(by_seed[name]) for name in (*kept, "type_token_ratio")},
+        spread={name: _spread(whole) for name in kept if (whole := _whole(by_seed[name]))},
         ids=tuple(ids),
-        by_question={name: by_question[name] for name in kept},
+        by_question={
+            name: whole for name in kept if name in by_question and (whole := _whole(by_question[name]))
+        },
+        absent={name: TOO_SHORT for name in by_seed if name not in means},
     )
 
 
@@ -153,8 +159,20 @@ def _is_kept(name: str) -> bool:
     return not what or int(k) in PASS_AT
 
 
-def _over_seeds(runs: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    return tuple(_mean(values) for values in zip(*runs, strict=True))
+def _over_seeds(runs: Sequence[Sequence[float | None]]) -> tuple[float | None, ...]:
+    return tuple(_known_mean(values) for values in zip(*runs, strict=True))
+
+
+def _known_mean(values: Sequence[float | None]) -> float | None:
+    """Average what there is: a question without any n-gram says nothing about how many of them differ."""
+    known = [value for value in values if value is not None]
+    return _mean(known) if known else None
+
+
+def _whole(values: Sequence[float | None]) -> tuple[float, ...]:
+    """Return the values if none is missing, else nothing."""
+    known = tuple(value for value in values if value is not None)
+    return known if len(known) == len(values) else ()
 
 
 def _spread(values: Sequence[float]) -> SeedSpread:
@@ -177,19 +195,19 @@ def self_bleu(answers: Sequence[Sequence[str]], order: int = 4) -> float:
     ])  # fmt: skip
 
 
-def distinct(answers: Sequence[Sequence[str]], n: int) -> float:
+def distinct(answers: Sequence[Sequence[str]], n: int) -> float | None:
     """Return the share of different n-grams among all n-grams of the answers (arXiv:1510.03055).
 
-    Answers pooled per question. With no n-gram at all, as among empty answers, 0.
+    Answers pooled per question. None if no answer has n words: nothing is no share of nothing.
     """
     grams = [gram for answer in answers for gram in _ngrams(answer, n)]
-    return len(set(grams)) / len(grams) if grams else 0.0
+    return len(set(grams)) / len(grams) if grams else None
 
 
-def type_token_ratio(groups: Sequence[Sequence[Sequence[str]]]) -> float:
-    """Return different words over all words, of all answers to all questions together."""
+def type_token_ratio(groups: Sequence[Sequence[Sequence[str]]]) -> float | None:
+    """Return different words over all words, of all answers to all questions together; None without a word."""
     flat = [word for group in groups for answer in group for word in answer]
-    return len(set(flat)) / len(flat) if flat else 0.0
+    return len(set(flat)) / len(flat) if flat else None
 
 
 def pareto_front(points: Sequence[Sequence[float]]) -> list[bool]:

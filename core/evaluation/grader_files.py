@@ -35,7 +35,7 @@ def local_imports(file: Path) -> set[Path]:
 def _imported(file: Path, root: Path) -> Iterator[Path]:
     for names, above in _names(file):
         # Relative imports start at the file's own folder, others where the grader lies.
-        place = file.parents[above - 1] if above else root
+        place = file.parents[min(above, len(file.parents)) - 1] if above else root
         if place.is_relative_to(root):
             yield from _files(place, names)
 

@@ -102,8 +102,8 @@ class Diversity(Frozen):
     self_bleu: float
     """Mean BLEU-4 of an answer against its siblings; 1 means all the same."""
     distinct: dict[int, float]
-    """Share of different n-grams among all, by n."""
-    type_token_ratio: float
+    """Share of different n-grams among all, by n; without the n that no answer has words for."""
+    type_token_ratio: float | None
     semantic: float | None
     """Mean pairwise cosine distance by the encoder; null without one."""
     mean_words: float
@@ -119,7 +119,9 @@ class Diversity(Frozen):
     ids: tuple[str, ...]
     """Of the questions sampled on."""
     by_question: dict[str, tuple[float, ...]]
-    """By figure: one number per question, for paired tests."""
+    """By figure: one number per question, for paired tests; without figures that some question has none of."""
+    absent: dict[str, str] = {}
+    """Why a figure is missing, such as distinct_3."""
 
 
 class EvalReport(Frozen):

@@ -193,4 +193,4 @@ def _absent(names: Sequence[str], drawn: Diversity | None, **reasons: str) -> di
     """Say why figures of sampled answers are null: all without samples, else those that have reasons of their own."""
     if drawn is None:
         return dict.fromkeys(names, NOT_SAMPLED_HERE)
-    return {name: reason for name, reason in reasons.items() if getattr(drawn, name) is None}
+    return drawn.absent | {name: reason for name, reason in reasons.items() if getattr(drawn, name) is None}

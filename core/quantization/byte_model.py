@@ -52,7 +52,8 @@ def round_rows(weight: Tensor) -> Rows:
     exact = weight.detach().float()
     scales = exact.abs().amax(dim=1) / WEIGHT_TOP
     steps = scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
-    return Rows((exact / steps).round().clamp(-WEIGHT_TOP, WEIGHT_TOP).to(torch.int8), scales)
+    levels = (exact / steps).round_().clamp_(-WEIGHT_TOP, WEIGHT_TOP)
+    return Rows(levels.to(torch.int8), scales)
 
 
 def engine() -> str:
@@ -107,6 +108,8 @@ class ByteLinear(nn.Module):
     @classmethod
     def from_float(cls, layer: nn.Linear, use_precomputed_fake_quant: bool = False) -> "ByteLinear":
         """Round a layer; PyTorch's converter calls this by name."""
+        # The converter's settings refer back to the layer, and would keep its weights in memory for a while.
+        layer.__dict__.pop("qconfig", None)
         return cls(round_rows(layer.weight), layer.bias)
 
     def rows(self) -> Rows:

@@ -74,6 +74,8 @@ def quantize_language_model(model: PreTrainedModel) -> PreTrainedModel:
     """
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     is_tied = isinstance(head, nn.Linear) and head.weight is getattr(table, "weight", None)
+    # Nothing may hold the float head while the rest is packed.
+    del head
     quantize_dynamic(model)
     factor = table._buffers.get("embed_scale")
     # A subclass may do more than look up; Gemma's multiplies by that buffer.

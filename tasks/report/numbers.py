@@ -17,6 +17,8 @@ COMPARISONS = {">=": "≥", "<=": "≤", ">": ">", "<": "<", "==": "=", "!=": "�
 METRICS = {
     "exact_match": "Exact match",
     "token_f1": "Token F1",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
     "numeric": "Numeric match",

@@ -1,6 +1,6 @@
 """Sampled answers as the page draws them: how much they differ in every arm, and what more tries are worth."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from core.evaluation.reports import ArmSummary, AtK, Diversity, EvalReport
@@ -61,7 +61,8 @@ def sampled(arms: Sequence[EvalReport], shown: EvalReport | None, tuned: EvalRep
     if not known:
         return None
     summaries = {one.arm: one for one in arm_summaries([arm for arm, _ in known])}
-    columns = [dict(_figures(drawn, summaries[arm.arm])) for arm, drawn in known]
+    is_graded = any(_differ(drawn.tries) for _, drawn in known)
+    columns = [dict(_figures(drawn, summaries[arm.arm], is_graded=is_graded)) for arm, drawn in known]
     names = dict.fromkeys(name for column in columns for name in column)
     lines = tuple((name, tuple(column.get(name, numbers.ABSENT) for column in columns)) for name in names)
     latest = next((arm for arm in (tuned, shown) if arm and arm.diversity), known[0][0])
@@ -77,30 +78,45 @@ def _note(drawn: Diversity) -> str:
     )
 
 
-def _figures(drawn: Diversity, summary: ArmSummary) -> Iterator[tuple[str, str]]:
+def _figures(drawn: Diversity, summary: ArmSummary, *, is_graded: bool) -> Iterator[tuple[str, str]]:
     """Yield every figure of sampled answers by its name in words."""
-
-    def told(figure: str, value: float, write: Callable[[float], str] = numbers.number) -> str:
-        spread = drawn.spread.get(figure)
-        deviation = spread.deviation if spread else None
-        return write(value) + (
-            f" ± {numbers.number(float(f'{deviation:.2g}'))}" if deviation is not None else ""
-        )
-
-    yield "Self-BLEU-4 (1: all the same)", told("self_bleu", drawn.self_bleu)
+    yield "Self-BLEU-4 (1: all the same)", _told(drawn, "self_bleu", drawn.self_bleu)
     for n, value in drawn.distinct.items():
-        yield f"Distinct-{n}", told(f"distinct_{n}", value)
-    yield "Different words among all", told("type_token_ratio", drawn.type_token_ratio)
+        yield f"Distinct-{n}", _told(drawn, f"distinct_{n}", value)
+    if drawn.type_token_ratio is not None:
+        yield "Different words among all", _told(drawn, "type_token_ratio", drawn.type_token_ratio)
     if drawn.semantic is not None:
-        yield "Semantic distance", told("semantic", drawn.semantic)
-    yield "Words per answer", told("mean_words", drawn.mean_words)
+        yield "Semantic distance", _told(drawn, "semantic", drawn.semantic)
+    yield "Words per answer", _told(drawn, "mean_words", drawn.mean_words)
     for k, value in drawn.pass_at.items():
-        yield f"Right among {k} tries (pass@{k})", told(f"pass_at_{k}", value, _share)
-    if _differ(drawn.tries):
-        for k in drawn.pass_at:
-            yield f"Best score of {k} tries (USQ@{k})", told(f"usq_at_{k}", drawn.tries[k - 1].usq_at, _share)
+        yield f"Right among {_tries(k)} (pass@{k})", _share(drawn, f"pass_at_{k}", value)
+    for k in drawn.pass_at if is_graded else ():
+        yield f"Best score of {_tries(k)} (USQ@{k})", _share(drawn, f"usq_at_{k}", drawn.tries[k - 1].usq_at)
     yield from _worth(drawn)
     yield "No arm beats it in score and diversity", "yes" if summary.pareto_optimal else "no"
+
+
+def _tries(k: int) -> str:
+    return numbers.some(k, "try", "tries")
+
+
+def _told(drawn: Diversity, figure: str, value: float) -> str:
+    return numbers.number(value) + _deviation(drawn, figure, 1)
+
+
+def _share(drawn: Diversity, figure: str, value: float) -> str:
+    return numbers.percent(value) + _deviation(drawn, figure, 100)
+
+
+def _deviation(drawn: Diversity, figure: str, unit: float) -> str:
+    """Write how much a figure varies between seeds, in its own unit; nothing with one seed."""
+    spread = drawn.spread.get(figure)
+    deviation = spread.deviation if spread else None
+    return "" if deviation is None else f" ± {numbers.number(float(f'{unit * deviation:.2g}'))}"
+
+
+def _few(drawn: Diversity) -> str:
+    return numbers.some(round(100 * drawn.collapse_below, 3), "point")
 
 
 def _worth(drawn: Diversity) -> Iterator[tuple[str, str]]:
@@ -108,9 +124,9 @@ def _worth(drawn: Diversity) -> Iterator[tuple[str, str]]:
     if last.k > 1:
         yield f"DER@{last.k} (equal to independent tries)", _ratio(last)
         share = numbers.ABSENT if last.efficiency is None else numbers.percent(last.efficiency)
-        yield f"Gain of {last.k} tries, of what independent ones gain", share
+        yield f"Gain of {_tries(last.k)}, of what independent ones gain", share
     within = f"not within {drawn.samples}" if drawn.collapse_point is None else str(drawn.collapse_point)
-    yield f"One more try adds under {numbers.points(drawn.collapse_below).lstrip('+')} points from", within
+    yield f"One more try adds under {_few(drawn)} from", within
 
 
 def _ratio(last: AtK) -> str:
@@ -118,10 +134,6 @@ def _ratio(last: AtK) -> str:
         return "none right"
     ends = f"{numbers.number(last.der_identical)} to {numbers.number(last.der_independent)}"
     return f"{numbers.number(last.der)} ({ends})"
-
-
-def _share(value: float) -> str:
-    return numbers.percent(value)
 
 
 def _differ(tries: Sequence[AtK]) -> bool:
@@ -172,8 +184,4 @@ def _dot(k: int, value: float, x: Span, y: Span) -> Dot:
 
 def _collapse(drawn: Diversity, x: Span) -> Mark | None:
     k = drawn.collapse_point
-    return (
-        None
-        if k is None
-        else Mark(x.at(k), f"one more adds under {numbers.points(drawn.collapse_below).lstrip('+')} points")
-    )
+    return None if k is None else Mark(x.at(k), f"one more adds under {_few(drawn)}")

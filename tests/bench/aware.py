@@ -1,6 +1,6 @@
 """Is training with a file type's rounding worth it? The quickstart, once as it is and once for each type.
 
-    OMP_NUM_THREADS=1 nice -n 10 python -m tests.bench.aware WORKSPACE [--steps 240] [--seeds 3407 11]
+    OMP_NUM_THREADS=1 nice -n 10 python -m tests.bench.aware WORKSPACE [--steps 120] [--questions 300] [--seeds 3407 11]
 
 Runs ``factory run configs/quickstart.yaml --until quantize`` in one workspace, so that everything before training is
 made once. Every file of every run is measured on the whole test split; divergences are those between a file and the
@@ -22,15 +22,17 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def run(workspace: Path, aware: str | None, seed: int, steps: int) -> list[dict[str, Any]]:
+def run(workspace: Path, aware: str | None, seed: int, steps: int, questions: int) -> list[dict[str, Any]]:
     """Train for one type and measure the merged model and every file; one row each."""
     options = {
-        "quantization.formats": "[Q8_0, Q4_0]",
+        "quantization.formats": "[Q4_0]",
         "quantization.onnx": "[int4]",
         "quantization.parity_examples": "64",
         "quantization.aware": aware or "null",
         "training.max_steps": steps,
         "training.seed": seed,
+        "evaluation.max_examples": questions,
+        "gates.dataset_validated.min_test": 200,
         "evaluation.baseline.arms": "[zero_shot]",
     }
     command = [sys.executable, "-m", "flows.cli", "run", "configs/quickstart.yaml", "--json"]
@@ -81,17 +83,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("workspace", type=Path)
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--questions", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[3407])
     parser.add_argument("--report", type=Path, default=REPORT)
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for seed in given.seeds:
         for aware in TRAINED_FOR:
-            rows += run(given.workspace.resolve(), aware, seed, given.steps)
+            rows += run(given.workspace.resolve(), aware, seed, given.steps, given.questions)
             print(table(rows), flush=True)
     with given.report.open("a", encoding="utf-8") as stream:
-        stream.write(f"\n{given.steps} steps:\n\n{table(rows)}\n")
+        stream.write(f"\n{given.steps} steps, {given.questions} questions:\n\n{table(rows)}\n")
 
 
 if __name__ == "__main__":

@@ -56,10 +56,11 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def look(
-    model: str = "tiny", engine: str = "hf", *, falls_back: bool = False, **blocks: Any
+    model: str | dict[str, Any] = "tiny", engine: str = "hf", *, falls_back: bool = False, **blocks: Any
 ) -> PreflightReport:
+    given = model if isinstance(model, dict) else {"name": model}
     settings = {
-        "model": {"name": model, "max_seq_length": 512, "framework": engine, "fall_back": falls_back},
+        "model": {"max_seq_length": 512, "framework": engine, "fall_back": falls_back} | given,
         "sources": [{"path": "rows.jsonl"}],
         **blocks,
     }
@@ -460,3 +461,15 @@ def test_beside_a_gpu_it_is_said_that_the_processor_makes_them(monkeypatch: pyte
     assert only(tuple(notes)).level == "note"
     assert "not on its GPU" in notes[0].what
     assert not [each for each in look().findings if each.where == "quantization.pytorch"]
+
+
+def test_training_with_rounding_says_what_it_costs() -> None:
+    def told(made: dict[str, Any], **lora: object) -> list[str]:
+        model = {"name": "tiny", "max_seq_length": 512, "load_in_4bit": False}
+        report = look(model=model, quantization=made, lora=lora)
+        return [each.what for each in report.notes if each.where == "quantization.aware"]
+
+    aware = {"formats": ["Q4_0"], "aware": "Q4_0"}
+    assert "Q4_0 three times" in told(aware)[0]
+    assert "Q4_0 twice" in told(aware, use_gradient_checkpointing=False)[0]
+    assert told({"formats": ["Q4_0"]}) == []

@@ -175,7 +175,7 @@ WORDS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"quantization": {"formats": ["q4_k_m"]}},
-        "quantization.formats.0 must be f16, bf16, Q8_0, Q6_K, Q5_K_M or Q4_K_M, "
+        "quantization.formats.0 must be f16, bf16, Q8_0, Q6_K, Q5_K_M, Q4_K_M or Q4_0, "
         'not "q4_k_m"; did you mean Q4_K_M?',
     ),
 ]

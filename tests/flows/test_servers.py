@@ -241,7 +241,10 @@ def test_a_private_server_ends_with_its_block(settings):
 def test_a_server_that_cannot_start_shows_its_log(settings, monkeypatch, tmp_path):
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{tmp_path}/none/such.db")
     broken = settings.model_copy(update={"prefect_database_url": read_settings().prefect_database_url})
-    with pytest.raises(ResourceError, match="unable to open database") as caught, start_private(broken) as api:
+    with (
+        pytest.raises(ResourceError, match="unable to open database") as caught,
+        start_private(broken) as api,
+    ):
         api.wait()
     assert "prefect-private.log" in caught.value.where and "factory doctor" in caught.value.fix
 

@@ -55,7 +55,7 @@ def make(root: Path, base: Path, aware: str | None) -> Made:
         prepared = prepare(base, given, model, "chatml", root / "tokens")
         tuned = train(context, "key", checkpoint, prepared, model, LORA, TRAINING, adapter, aware)
         folded = fold(checkpoint, adapter, merged, prepared, tuned.micro_batch, aware)
-        report = make_report(checkpoint, given, adapter, merged, prepared, tuned, folded, aware)
+        report = make_report(checkpoint, given, adapter, merged, prepared, tuned, folded)
         settings = QuantizationConfig(formats=("Q4_0",))
         files = write_files(context, merged, given, target, work, settings, "tiny").files
     return Made(report, merged, files["Q4_0"])

@@ -65,7 +65,8 @@ def test_distinct_and_type_token_ratio_by_hand():
     assert distinct(answers, 1) == pytest.approx(3 / 7)
     assert distinct(answers, 2) == pytest.approx(3 / 5)
     assert distinct(answers, 3) == pytest.approx(3 / 3)
-    assert distinct([["a"]], 2) == 0.0
+    assert distinct([["a"]], 2) is None and distinct([[], []], 1) is None
+    assert type_token_ratio([[[], []]]) is None
     assert type_token_ratio([answers, [["a", "x"]]]) == pytest.approx(4 / 9)
 
 
@@ -137,7 +138,9 @@ def test_samples_are_asked_for_in_the_words_of_the_arm():
 
     config, responder = EvaluationConfig(diversity=DiversityConfig(samples=1)), Listens()
     system = {"role": "system", "content": "Be short."}
-    sampled_diversity(responder, questions(1), lambda q, text: 1.0, config, ask=lambda turns: [system, *turns])
+    sampled_diversity(
+        responder, questions(1), lambda q, text: 1.0, config, ask=lambda turns: [system, *turns]
+    )
     assert responder.heard == [[system, {"role": "user", "content": "?"}]]
 
 
@@ -173,6 +176,26 @@ def test_seeds_are_averaged_and_their_spread_is_kept():
     assert found.spread["pass_at_1"].deviation == pytest.approx((1 / 3) ** 0.5)
     assert found.mean_words == pytest.approx(7 / 3)
     assert found.by_question["pass_at_1"] == pytest.approx((2 / 3,) * 3)
+
+
+def test_answers_too_short_for_a_figure_leave_it_out_with_the_reason():
+    class Short(Draws):
+        def sample(self, prompts, n, **settings):
+            said = ["one two", "", "three four five"]
+            return [[Answer(said[place], [1], 1)] * n for place, _ in enumerate(prompts)]
+
+    config = EvaluationConfig(diversity=DiversityConfig(samples=2, questions=2))
+    found = sampled_diversity(Short(), questions(2), lambda q, text: 0.0, config)
+    # Of two questions one has words: the other says nothing about how many of them differ.
+    assert found.distinct == {1: 0.5, 2: 0.5}
+    assert found.absent == {"distinct_3": "no answer has so many words"}
+    assert "distinct_1" not in found.by_question and set(found.spread) >= {"distinct_1", "distinct_2"}
+    assert "distinct_3" not in found.spread
+    settings = DiversityConfig(samples=2, questions=3)
+    found = sampled_diversity(
+        Short(), questions(3), lambda q, text: 0.0, config.model_copy(update={"diversity": settings})
+    )
+    assert found.distinct[3] == 0.5 and found.absent == {}
 
 
 def test_the_best_of_k_uses_the_grade_and_not_right_or_wrong():

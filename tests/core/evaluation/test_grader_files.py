@@ -16,7 +16,7 @@ FILES = {
     "late.py": "from words.deep.bottom import thing\n",
     "words/__init__.py": "from . import shared\nDEFAULT = 1\n",
     "words/shared.py": "x = 1\n",
-    "words/nouns.py": "from .shared import x\nfrom .. import never\n",
+    "words/nouns.py": "from .shared import x\nfrom ... import never\nfrom ............................................................ import x\n",
     "words/verbs.py": "y = 1\n",
     "words/deep/__init__.py": "",
     "words/deep/bottom.py": "from ..side import z\nthing = 1\n",

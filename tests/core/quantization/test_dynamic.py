@@ -1,7 +1,9 @@
 """8-bit networks against arithmetic done by hand, and language models against their float selves and their files."""
 
+import gc
 import json
 import warnings
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -258,6 +260,17 @@ def test_other_layers_stay_and_a_single_layer_is_returned_anew() -> None:
     alone = quantize_dynamic(nn.Linear(8, 3, bias=False))
     assert isinstance(alone, ByteLinear)
     assert alone.bias is None
+
+
+def test_float_weights_are_gone_as_soon_as_they_are_packed() -> None:
+    net = nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)))
+    kept = [weakref.ref(layer.weight) for layer in net[0]]
+    gc.disable()
+    try:
+        quantize_dynamic(net)
+        assert [ref() for ref in kept] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_nobody_is_told_of_deprecations_that_this_room_knows() -> None:

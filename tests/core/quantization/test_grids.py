@@ -58,7 +58,8 @@ def uneven(rows: int = 600, columns: int = 256) -> torch.Tensor:
     weight[5, ::2], weight[5, 1::2] = -0.5, 0.5
     # Halves of a level, where ways to round differ.
     weight[6] = torch.arange(columns) % BLOCK / 2 - 8
-    weight[7] = torch.arange(columns) % BLOCK / 2 * -127 / 15.5
+    weight[7] = torch.arange(columns) % BLOCK + 0.5
+    weight[7, ::BLOCK] = -127
     weight[8] *= 1e4
     return weight
 

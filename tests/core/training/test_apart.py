@@ -181,11 +181,12 @@ def is_gone(pid: int, within: float) -> bool:
 
 @pytest.mark.parametrize("is_stubborn", [False, True])
 def test_ctrl_c_ends_the_process_before_it_travels_on(engine, tmp_path: Path, monkeypatch, is_stubborn: bool):
-    monkeypatch.setattr(apart, "GRACE", 0.3 if is_stubborn else 20.0)
-    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)" if is_stubborn else ""
+    monkeypatch.setattr(apart, "GRACE", 0.3 if is_stubborn else 60.0)
+    # What is stopped hears of nothing but SIGKILL.
+    deaf = "import signal; os.kill(os.getpid(), signal.SIGSTOP)" if is_stubborn else ""
     given = waiting(engine, tmp_path / "pid", deaf)
 
-    over = threading.Event()
+    over, began = threading.Event(), time.monotonic()
     # A shell that starts the tests in the background has it ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -202,6 +203,8 @@ def test_ctrl_c_ends_the_process_before_it_travels_on(engine, tmp_path: Path, mo
     thread.join()
     signal.signal(signal.SIGINT, before)
     assert is_gone(read_pid(tmp_path / "pid"), 0.0)
+    assert psutil.Process().children() == []
+    assert time.monotonic() - began < 30
     assert not list(tmp_path.glob(".*.part"))
 
 

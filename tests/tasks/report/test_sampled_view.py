@@ -12,7 +12,6 @@ from tasks.report.sampled_view import Sampled, sampled
 from tests.tasks.report.test_evaluation_view import report
 
 PASSED = [0.4, 0.6, 0.7, 0.75, 0.755, 0.757]
-ONE = 1.0
 
 
 def drawn(passed: list[float], best: list[float] | None = None, **fields: object) -> Diversity:
@@ -56,27 +55,38 @@ def test_every_arm_has_a_column(base: EvalReport, tuned: EvalReport):
     assert found.arms == ("zero_shot", "tuned")
     rows = cells(found)
     assert rows["Self-BLEU-4 (1: all the same)"] == ("0.2", "0.5")
-    assert rows["Right among 5 tries (pass@5)"] == ("22.0\u202f%", "75.5\u202f%")
-    assert rows["One more try adds under 1.0 points from"] == ("not within 6", "4")
+    assert rows["Right among 5\u202ftries (pass@5)"] == ("22.0\u202f%", "75.5\u202f%")
+    assert rows["One more try adds under 1\u202fpoint from"] == ("not within 6", "4")
     assert rows["No arm beats it in score and diversity"] == ("yes", "yes")
     assert "Semantic distance" not in rows
     assert found.note.endswith("one seed; right is Exact match at 1")
 
 
+def test_what_has_too_few_words_is_a_dash_and_no_zero(base: EvalReport):
+    short = report("tuned", 0.5, diversity=drawn(PASSED, distinct={}, type_token_ratio=None))
+    rows = cells(seen(base, tuned=short))
+    assert rows["Distinct-1"] == ("0.4", "\N{EM DASH}")
+    assert rows["Different words among all"] == ("0.3", "\N{EM DASH}")
+
+
 def test_the_ratio_stands_between_its_references(tuned: EvalReport):
     rows = cells(seen(tuned=tuned))
     assert rows["DER@6 (equal to independent tries)"] == ("0.3154 (0.1667 to 0.3972)",)
-    assert rows["Gain of 6 tries, of what independent ones gain"] == ("64.5\u202f%",)
+    assert rows["Gain of 6\u202ftries, of what independent ones gain"] == ("64.5\u202f%",)
     nothing = report("tuned", 0.0, diversity=drawn([0.0] * 3))
     assert cells(seen(tuned=nothing))["DER@3 (equal to independent tries)"] == ("none right",)
 
 
 def test_seeds_show_their_spread(tuned: EvalReport):
     assert tuned.diversity is not None
-    spread = {"self_bleu": SeedSpread(values=(0.4, 0.6), deviation=0.14142)}
+    spread = {
+        "self_bleu": SeedSpread(values=(0.4, 0.6), deviation=0.14142),
+        "pass_at_1": SeedSpread(values=(0.375, 0.425), deviation=0.0354),
+    }
     several = tuned.diversity.model_copy(update={"spread": spread, "seeds": (1, 2)})
     found = seen(tuned=tuned.model_copy(update={"diversity": several}))
     assert cells(found)["Self-BLEU-4 (1: all the same)"] == ("0.5 ± 0.14",)
+    assert cells(found)["Right among 1\u202ftry (pass@1)"] == ("40.0\u202f% ± 3.5",)
     assert "2 seeds" in found.note
 
 
@@ -99,8 +109,8 @@ def test_best_scores_are_a_curve_of_their_own_only_where_they_differ(tuned: Eval
     found = seen(tuned=tuned.model_copy(update={"diversity": drawn(PASSED, best)}))
     assert found.chart is not None
     assert [line.kind for line in found.chart.lines] == ["smooth", "best", "held"]
-    assert cells(found)["Best score of 5 tries (USQ@5)"] == ("86.0\u202f%",)
-    assert "Best score of 5 tries (USQ@5)" not in cells(seen(tuned=tuned))
+    assert cells(found)["Best score of 5\u202ftries (USQ@5)"] == ("86.0\u202f%",)
+    assert "Best score of 5\u202ftries (USQ@5)" not in cells(seen(tuned=tuned))
 
 
 @pytest.mark.parametrize("passed", [[0.4], [0.0, 0.0], [1.0, 1.0], [0.3, 0.5]])
@@ -121,5 +131,5 @@ def test_the_page_draws_curve_and_table(full: ReportData, base: EvalReport, tune
         page.index("Sampled answers</h3>") : page.index("</section>", page.index("Sampled answers</h3>"))
     ]
     assert len(re.findall(r"<polyline class=\"(?:smooth|held|raw)\"", section)) == 3
-    assert "one more adds under 1.0 points" in section and "DER@6" in section
+    assert "one more adds under 1\u202fpoint" in section and "DER@6" in section
     assert "nan" not in section.lower()
