@@ -20,7 +20,7 @@ from tasks.chat_tokens import READS as CHAT
 from tasks.chat_tokens import chat_tokenizer
 from tasks.context import RunContext
 from tasks.data_figures import track_reads
-from tasks.phase import Outcome, library_version, phase
+from tasks.phase import Outcome, phase
 
 if TYPE_CHECKING:
     from core.data.chat import ChatTokenizer
@@ -82,8 +82,13 @@ class Prepared(NamedTuple):
     chat: "ChatTokenizer"
 
 
-@phase("finetune", Finetuned, reads=READS, engines=ENGINES)
-def _finetune(
+def trained_by(base: Checkpoint, splits: Splits, model: ModelConfig, *others: Any) -> tuple[str, ...]:
+    """Name the library that trains, where it is an optional one."""
+    return ("unsloth",) if model.framework == "unsloth" else ()
+
+
+@phase("finetune", Finetuned, reads=READS, engines=ENGINES, optional=trained_by)
+def finetune(
     context: RunContext,
     key: str,
     base: Checkpoint,
@@ -93,9 +98,9 @@ def _finetune(
     training: TrainingConfig,
     save: SaveConfig,
     template: ChatTemplateName,
-    library: str,
     aware: AwareType | None,
 ) -> Outcome:
+    """Train and merge; with ``aware`` every forward pass has that type's rounding, and so have the merged weights."""
     if aware:
         check_aware(aware, model, lora)
     base.verified(), splits.verified()
@@ -112,25 +117,6 @@ def _finetune(
     write_curve(context.workspace.curve, tuned)
     outputs = (adapter, merged, stats, matrices, context.workspace.curve)
     return Outcome(Finetuned(artifact=Checkpoint.of(merged), report=report), outputs, told(report))
-
-
-def finetune(
-    base: Checkpoint,
-    splits: Splits,
-    model: ModelConfig,
-    lora: LoraConfig,
-    training: TrainingConfig,
-    save: SaveConfig,
-    template: ChatTemplateName,
-    aware: AwareType | None = None,
-) -> Finetuned:
-    """Train and merge; an optional library that does it belongs to the key with its version.
-
-    With ``aware`` every forward pass has that type's rounding, and so have the merged weights.
-    """
-    library = library_version("unsloth") if model.framework == "unsloth" else ""
-    done: Finetuned = _finetune(base, splits, model, lora, training, save, template, library, aware)
-    return done
 
 
 def prepare(

@@ -65,7 +65,12 @@ Body = Callable[..., Outcome]
 
 
 def phase(
-    name: str, result: type[Result], *, reads: tuple[str, ...], engines: tuple[str, ...] = ()
+    name: str,
+    result: type[Result],
+    *,
+    reads: tuple[str, ...],
+    engines: tuple[str, ...] = (),
+    optional: Callable[..., tuple[str, ...]] = lambda *inputs: (),
 ) -> Callable[[Body], Callable[..., Any]]:
     """Make a Prefect task of ``body(context, key, *inputs)``.
 
@@ -74,6 +79,7 @@ def phase(
         result: The concrete ``PhaseResult`` the body returns.
         reads: Packages and modules whose source belongs to the phase's key.
         engines: Libraries whose version belongs to it.
+        optional: Names, from the inputs, libraries that need not be installed and belong to it as well.
     """
 
     def wrap(body: Body) -> Callable[..., Any]:
@@ -81,7 +87,7 @@ def phase(
 
         def run(*inputs: Any) -> Any:
             context = current()
-            versions = [version(engine) for engine in engines]
+            versions = [*map(version, engines), *map(library_version, optional(*inputs))]
             key = fingerprint(name, source_digest(sources, ROOT), versions, list(inputs))
             known = None if context.must_rerun(name) else recall(context, name, key)
             if known is not None:

@@ -18,7 +18,7 @@ from core.config import Frozen
 from core.evaluation.config import EvaluationConfig
 from core.evaluation.reports import EvalReport
 from core.quantization.config import QuantizationConfig
-from core.quantization.reports import PytorchFile, QuantizedFile, QuantReport
+from core.quantization.reports import OnnxFile, PytorchFile, QuantizedFile, QuantReport
 from gates.rungs import Wanted, shipped
 from gates.thresholds import QuantizationVerified
 from tasks.chat_tokens import READS as CHAT
@@ -47,6 +47,7 @@ class Enough(Frozen):
     not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"tuned"})
 
 
+AnyFile = QuantizedFile | OnnxFile | PytorchFile
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -165,11 +166,12 @@ def make_others(
     """Make the forms beside the ladder; return the report with them, and where each one's answers lie."""
     models = context.workspace.root / "models"
     onnx = make_onnx(context, merged, models / "onnx", settings.onnx, bench)
-    answers = [write_rows(context, f"onnx-{file.type}", rows) for file, rows in onnx]
     pytorch = make_pytorch(context, merged, models / "pytorch", settings.pytorch, bench)
-    for file, rows in pytorch:
-        answers.append(write_rows(context, f"pytorch-{file.type}", rows))
-        log_rung(context, f"pytorch-{file.type}", file)
+    answers = []
+    for form, files in (("onnx", onnx), ("pytorch", pytorch)):
+        for file, rows in files:
+            answers.append(write_rows(context, f"{form}-{file.type}", rows))
+            log_rung(context, f"{form}-{file.type}", file)
     made = {"onnx": tuple(file for file, _ in onnx), "pytorch": tuple(file for file, _ in pytorch)}
     return report.model_copy(update=made), answers
 
@@ -194,17 +196,17 @@ def climb(
     return report, answers
 
 
-def log_rung(context: RunContext, label: str, file: QuantizedFile | PytorchFile) -> None:
+def log_rung(context: RunContext, label: str, file: AnyFile) -> None:
     """Track one file's numbers under a name of its own: a list of files has no place among metrics."""
     if context.phase_run is not None:
         context.phase_run.log(0, {f"quantize.{label}.{name}": value for name, value in figures(file)})
 
 
-def figures(file: QuantizedFile | PytorchFile) -> Iterator[tuple[str, float]]:
+def figures(file: AnyFile) -> Iterator[tuple[str, float]]:
     """Yield the numbers that tell files apart."""
-    scored = file.evaluation
-    yield from ((name, metric.value) for name, metric in scored.metrics.items())
-    yield "tokens_per_second", scored.tokens_per_second
+    if (scored := file.evaluation) is not None:
+        yield from ((name, metric.value) for name, metric in scored.metrics.items())
+        yield "tokens_per_second", scored.tokens_per_second
     for name in ("bytes", "prompt_mismatches", "broken", "fixed", "text_agreement", "load_seconds"):
         if (value := getattr(file, name, None)) is not None:
             yield name, float(value)

@@ -268,6 +268,7 @@ MAY_BE_NONE = {
     ("quality", "contamination"),
     ("validation_pii",),
     ("kept_step",),
+    ("quantization_aware",),
 }
 NEVER_NEEDED = {"diversity", "load_seconds"}
 """What a run may leave out; the gates that want it are told so by their thresholds."""

@@ -58,13 +58,13 @@ class Room:
 
     def train(self, base: Path, **model: Any) -> Any:
         # What the phase does, without the tracking around it.
-        carried = inspect.getclosurevars(finetune._finetune).nonlocals["carried"]
+        carried = inspect.getclosurevars(finetune.finetune).nonlocals["carried"]
         body = inspect.getclosurevars(carried.fn).nonlocals["body"]
         settings = ModelConfig(**{"name": str(base), "load_in_4bit": False, "max_seq_length": 256, **model})
         lora = LoraConfig(r=4, lora_dropout=0.1, use_gradient_checkpointing=False)
         given = {
             "base": Checkpoint.of(base), "splits": self.splits, "model": settings, "lora": lora, "training": TRAINING,
-            "save": SaveConfig(), "template": "auto", "library": "",
+            "save": SaveConfig(), "template": "auto",
         }  # fmt: skip
         asked = {name: given.get(name) for name in list(inspect.signature(body).parameters)[2:]}
         return body(self.context, "sha256:key", **asked).result.report

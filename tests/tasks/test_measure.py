@@ -1,7 +1,6 @@
 """What outside the config decides a score, and which arms a small window leaves."""
 
 import inspect
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +12,10 @@ from huggingface_hub import constants
 from core.artifacts import Splits, path_digest, write_jsonl
 from core.errors import DataError, ModelError
 from core.evaluation.config import EvaluationConfig, GraderConfig
+from core.models.config import ModelConfig
 from gates.thresholds import GatesConfig
 from tasks import baseline, evaluate, finetune, quantize
+from tasks import phase as phase_module
 from tasks.baseline import _ways
 from tasks.context import RunContext, running
 from tasks.measure import Examinee, files_of
@@ -163,18 +164,25 @@ def test_libraries_that_grade_and_the_users_files_are_in_the_keys() -> None:
     assert {"tasks.measure", "gates.rungs"} <= set(inputs(quantize.quantize)["sources"])
 
 
-@pytest.mark.parametrize(("framework", "told"), [("hf", ""), ("unsloth", "unsloth ")])
-def test_the_version_of_unsloth_is_an_input_of_training_with_it(
-    monkeypatch: pytest.MonkeyPatch, framework: str, told: str
+@pytest.mark.parametrize(("framework", "named"), [("hf", ()), ("unsloth", ("unsloth",))])
+def test_the_version_of_unsloth_is_in_the_key_of_training_with_it(
+    framework: str, named: tuple[str, ...]
 ) -> None:
-    given: list[Any] = []
-    monkeypatch.setattr(finetune, "_finetune", lambda *inputs: given.extend(inputs))
-    model = SimpleNamespace(framework=framework)
-    finetune.finetune(None, None, model, None, None, None, "chatml")  # type: ignore[arg-type]
-    assert given[2] is model
-    library = given[7]
-    assert library.startswith(told) and bool(library) == bool(told)
-    assert library_version("pytest") == f"pytest {version('pytest')}"
+    optional = inputs(finetune.finetune)["optional"]
+    assert optional(None, None, SimpleNamespace(framework=framework), None) == named
+
+
+def test_the_version_of_an_optional_library_changes_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: list[str] = []
+    monkeypatch.setattr(phase_module, "_execute", lambda run, name, key, body: keys.append(key))
+    for installed in ("1", "1", "2"):
+        monkeypatch.setattr(phase_module, "library_version", lambda name, now=installed: f"{name} {now}")
+        run = inspect.getclosurevars(finetune.finetune).nonlocals["carried"].fn
+        with running(context(tmp_path)):
+            run(None, None, ModelConfig(name="x", framework="unsloth"), None, None, None, "auto", None)
+    assert keys[0] == keys[1] != keys[2]
 
 
 def examinee(folder: Path, window: int, arms: tuple[str, ...]) -> Examinee:

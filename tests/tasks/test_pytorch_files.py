@@ -9,7 +9,7 @@ import pytest
 from core.artifacts import path_digest, scratch_beside
 from core.errors import ModelError
 from core.quantization.config import QuantizationConfig
-from core.quantization.reports import PytorchFile, QuantReport
+from core.quantization.reports import OnnxBenchmark, OnnxFile, PytorchFile, QuantReport
 from gates.quantization_verified import quantization_verified
 from tasks.context import RunContext, running
 from tasks.file_story import scored_line
@@ -100,3 +100,24 @@ def test_logits_that_are_no_numbers_stop_it(finished: Finished, tmp_path: Path) 
         )
         with pytest.raises(ModelError, match="no numbers"):
             make_pytorch(finished.context, broken, target, ("int8",), bench)
+
+
+def test_an_onnx_model_that_was_asked_nothing_has_its_other_numbers_tracked(finished: Finished) -> None:
+    timed = OnnxBenchmark(
+        provider="CPU",
+        prompt_tokens=4,
+        mean_ms=1,
+        std_ms=0,
+        min_ms=1,
+        max_ms=1,
+        tokens_per_second=9,
+        iterations=3,
+    )
+    apart = finished.file.distance
+    file = OnnxFile(
+        type="int8", path="models/onnx/int8", digest="sha256:0", bytes=5, distance=apart, decode_distance=apart,
+        text_agreement=0.5, benchmark=timed,
+    )  # fmt: skip
+    found = dict(figures(file))
+    assert found["bytes"] == 5 and found["text_agreement"] == 0.5 and found["kl"] == apart.kl
+    assert "tokens_per_second" not in found
