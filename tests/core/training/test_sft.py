@@ -149,12 +149,13 @@ def test_a_loss_that_is_not_a_number_stops_training(base_folder: Path, tmp_path:
         train(base_folder, tmp_path, TrainingConfig(**FAST, max_steps=4), model=model)
 
 
-def test_the_adapter_folder_holds_the_adapter_alone(base_folder: Path, tmp_path: Path):
+def test_the_adapter_folder_holds_the_adapter_and_which_base_it_is_for(base_folder: Path, tmp_path: Path):
     model, _, _, _ = train(base_folder, tmp_path / "c", TrainingConfig(**FAST, max_steps=2))
     save_adapter(model, tmp_path / "lora")
     assert sorted(p.name for p in (tmp_path / "lora").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "base.json",
     ]
 
 
