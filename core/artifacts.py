@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field
 from core.config import Frozen
 from core.errors import ArtifactChanged
 
+CACHE = "__pycache__"
 OLD = "old."
 """Prefix of a folder that is about to be replaced."""
 
@@ -33,6 +34,8 @@ def file_digest(path: Path) -> str:
 def path_digest(path: Path) -> str:
     """Return the digest of a file, or of a folder's relative names and contents.
 
+    What Python keeps beside a script that was imported from the folder does not count.
+
     Raises:
         FileNotFoundError: If nothing lies at ``path``.
     """
@@ -41,7 +44,7 @@ def path_digest(path: Path) -> str:
     if not path.is_dir():
         raise FileNotFoundError(path)
     total = hashlib.sha256()
-    for item in sorted(p for p in path.rglob("*") if p.is_file()):
+    for item in sorted(p for p in path.rglob("*") if p.is_file() and CACHE not in p.parts):
         total.update(f"{item.relative_to(path).as_posix()}\0{file_digest(item)}\n".encode())
     return "sha256:" + total.hexdigest()
 
@@ -190,6 +193,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     try:
         part = holder / target.name
         yield part
+        _open_up(part)
         _sync(part)
         _replace(part, target, holder)
     finally:
@@ -212,6 +216,15 @@ def _replace(part: Path, target: Path, holder: Path) -> None:
         # A folder cannot be renamed over a full folder: move the old one aside first.
         target.rename(holder / f"{OLD}{target.name}")
     part.replace(target)
+
+
+def _open_up(folder: Path) -> None:
+    """Give a folder's files the mode that new files have: safetensors makes its own for the owner alone."""
+    if folder.is_dir():
+        usual = folder.stat().st_mode & 0o666
+        for file in folder.rglob("*"):
+            if file.is_file():
+                file.chmod(file.stat().st_mode | usual)
 
 
 def _sync(path: Path) -> None:

@@ -83,8 +83,8 @@ class Prepared(NamedTuple):
 
 
 def trained_by(base: Checkpoint, splits: Splits, model: ModelConfig, *others: Any) -> tuple[str, ...]:
-    """Name the library that trains, where it is an optional one."""
-    return ("unsloth",) if model.framework == "unsloth" else ()
+    """Name the libraries that train, where they are optional ones."""
+    return ("unsloth", "unsloth_zoo") if model.framework == "unsloth" else ()
 
 
 @phase("finetune", Finetuned, reads=READS, engines=ENGINES, optional=trained_by)

@@ -153,11 +153,19 @@ def quantize(
         report, others = make_others(context, merged.path, plan.settings, bench, report)
     answers += others
     forget_others(context.workspace.metrics, answers)
-    note = " · ".join(f"{f.type} {f.evaluation.value:.3f} ({f.bytes / 1e6:.1f} MB)" for f in report.files)
-    result = QuantizedModels(artifact=Quantized(path=target, digest=path_digest(target)), report=report)
     forms = {"onnx": report.onnx, "pytorch": report.pytorch}
+    note = " · ".join(
+        [*map(told, report.files), *(f"{form} {told(f)}" for form, fs in forms.items() for f in fs)]
+    )
+    result = QuantizedModels(artifact=Quantized(path=target, digest=path_digest(target)), report=report)
     folders = [context.workspace.root / "models" / form for form, made in forms.items() if made]
     return Outcome(result, (target, *folders, *answers), note)
+
+
+def told(file: AnyFile) -> str:
+    """Say in a few words what a file scored and takes."""
+    scored = f"{file.evaluation.value:.3f}" if file.evaluation else "not asked"
+    return f"{file.type} {scored} ({file.bytes / 1e6:.1f} MB)"
 
 
 def make_others(

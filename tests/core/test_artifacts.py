@@ -68,6 +68,31 @@ def test_atomic_path_keeps_the_old_content_when_writing_fails(tmp_path: Path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_files_of_a_folder_get_the_mode_of_new_files(tmp_path: Path):
+    mask = os.umask(0o027)
+    try:
+        with atomic_path(tmp_path / "model") as part:
+            part.mkdir()
+            closed, script = part / "weights", part / "deep" / "run"
+            closed.touch(0o600)
+            script.parent.mkdir()
+            script.touch(0o700)
+    finally:
+        os.umask(mask)
+    modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "model").rglob("*") if p.is_file()}
+    assert modes == {"weights": 0o640, "run": 0o740}
+
+
+def test_a_script_that_was_imported_from_a_folder_leaves_its_digest(tmp_path: Path):
+    (tmp_path / "run.py").write_text("x = 1")
+    before = path_digest(tmp_path)
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "__pycache__" / "run.cpython-311.pyc").write_bytes(b"compiled")
+    assert path_digest(tmp_path) == before
+    (tmp_path / "other.py").write_text("y = 2")
+    assert path_digest(tmp_path) != before
+
+
 def test_atomic_path_replaces_a_whole_folder(tmp_path: Path):
     folder = tmp_path / "model"
     folder.mkdir()

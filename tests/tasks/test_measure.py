@@ -164,7 +164,7 @@ def test_libraries_that_grade_and_the_users_files_are_in_the_keys() -> None:
     assert {"tasks.measure", "gates.rungs"} <= set(inputs(quantize.quantize)["sources"])
 
 
-@pytest.mark.parametrize(("framework", "named"), [("hf", ()), ("unsloth", ("unsloth",))])
+@pytest.mark.parametrize(("framework", "named"), [("hf", ()), ("unsloth", ("unsloth", "unsloth_zoo"))])
 def test_the_version_of_unsloth_is_in_the_key_of_training_with_it(
     framework: str, named: tuple[str, ...]
 ) -> None:
