@@ -45,14 +45,21 @@ def load_runtime(workspace: Path, adapters: dict[str, Path]) -> "AdapterRuntime"
         ConfigError: If nothing was trained here, or the base is gone.
         ModelError: If an adapter is damaged or for another base.
     """
-    base, merged = _trained_from(workspace)
-    from core.data.config import DatasetConfig
-    from core.deployment.switching import AdapterRuntime
-    from tasks.chat_tokens import chat_tokenizer
+    from core.models.adapter_files import read_adapter
+    from core.models.quiet import quiet
 
-    # The merged model's tokenizer brings the template that training used, also where the base has none.
-    chat = chat_tokenizer(merged, DatasetConfig().chat_template)
-    return AdapterRuntime.load(base, adapters, chat)
+    base, merged = _trained_from(workspace)
+    for folder in adapters.values():
+        # A damaged one is known before PyTorch and a base of gigabytes are loaded.
+        read_adapter(folder)
+    with quiet():
+        from core.data.config import DatasetConfig
+        from core.deployment.switching import AdapterRuntime
+        from tasks.chat_tokens import chat_tokenizer
+
+        # The merged model's tokenizer brings the template that training used, also where the base has none.
+        chat = chat_tokenizer(merged, DatasetConfig().chat_template)
+        return AdapterRuntime.load(base, adapters, chat)
 
 
 def _trained_from(workspace: Path) -> tuple[Path, Path]:

@@ -4,13 +4,15 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from core.evaluation.effects import Comparison, comparison, holm
-from core.evaluation.reports import LOWER_IS_BETTER, Contrast, EvalReport, Unpaired
+from core.evaluation.reports import LOWER_IS_BETTER, EvalReport
+from core.evaluation.result_reports import Contrast, Unpaired
 
 SAMPLED = "diversity."
 LESS_IS_MORE = frozenset({*LOWER_IS_BETTER, f"{SAMPLED}self_bleu"})
 """What is better, or more diverse, when smaller."""
 NO_DIRECTION = f"{SAMPLED}mean_words"
 """Longer answers are neither better nor worse."""
+Verdict = Literal["better", "worse", "undecided", "no difference shown"]
 
 
 class _Side(NamedTuple):
@@ -123,6 +125,7 @@ def _contrast(one: _Compared, p_holm: float, level: float) -> Contrast:
     )
     absent |= {} if found.cohens_dz is not None else {"cohens_dz": "all differences are the same"}
     absent |= {} if found.cohens_d is not None else {"cohens_d": "neither model's scores vary"}
+    verdict, disagreement = _verdict(found, p_holm, level, higher)
     return Contrast(
         against=one.against,
         metric=one.metric,
@@ -138,6 +141,7 @@ def _contrast(one: _Compared, p_holm: float, level: float) -> Contrast:
         odds_ratio=found.odds_ratio,
         mcnemar_p=flips.p_value if flips else None,
         wilcoxon_p=found.wilcoxon_p,
+        rank_biserial=found.rank_biserial,
         t_p=found.t_p,
         mann_whitney_p=found.mann_whitney_p,
         cohens_dz=found.cohens_dz,
@@ -146,14 +150,30 @@ def _contrast(one: _Compared, p_holm: float, level: float) -> Contrast:
         decided_by=one.decided_by,
         p_value=one.p_value,
         p_holm=p_holm,
-        verdict=_verdict(found.difference.value, p_holm, level, higher),
+        verdict=verdict,
+        disagreement=disagreement,
         absent=absent,
     )
 
 
-def _verdict(
-    difference: float, p_holm: float, level: float, higher: bool
-) -> Literal["better", "worse", "no difference shown"]:
-    if p_holm >= level or difference == 0:
-        return "no difference shown"
-    return "better" if (difference > 0) == higher else "worse"
+def _verdict(found: Comparison, p_holm: float, level: float, higher: bool) -> tuple[Verdict, tuple[str, ...]]:
+    """Say which model is better; where tests point apart, that it is undecided, and what of them points where.
+
+    McNemar's test and the difference of means count the same examples and cannot point apart.
+    """
+    mean, low, high = found.difference
+    if p_holm >= level or (found.flips and mean == 0):
+        return "no difference shown", ()
+    by_ranks, by_mean = _side(found.rank_biserial, higher), _side(mean, higher)
+    told = [f"{by_ranks} by ranks, {by_mean} by the mean"] if by_ranks != by_mean else []
+    if low <= 0 <= high:
+        told.append(f"the interval of the mean, {low:+.4g} to {high:+.4g}, holds 0")
+    if told and not found.flips:
+        return "undecided", tuple(told)
+    return ("better" if by_mean == "better" else "worse"), ()
+
+
+def _side(value: float, higher: bool) -> str:
+    if value == 0:
+        return "equal"
+    return "better" if (value > 0) == higher else "worse"

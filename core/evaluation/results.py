@@ -9,15 +9,13 @@ from typing import Any, NamedTuple
 from core.evaluation.config import EvaluationConfig
 from core.evaluation.contrasts import contrasts
 from core.evaluation.metrics import JUDGE
-from core.evaluation.reports import (
+from core.evaluation.reports import BaselineReport, Diversity, EvalReport
+from core.evaluation.result_reports import (
     ArmDiversity,
     ArmJudged,
     ArmQuality,
     ArmTries,
-    BaselineReport,
-    Diversity,
     DiversityResults,
-    EvalReport,
     Greedy,
     JudgeResults,
     QualityResults,

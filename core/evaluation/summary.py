@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from core.evaluation.config import LOWER_IS_BETTER
 from core.evaluation.diversity import pareto_front
-from core.evaluation.reports import ArmSummary, Contrast, Diversity, EvalReport
+from core.evaluation.reports import Diversity, EvalReport
+from core.evaluation.result_reports import ArmSummary, Contrast
 
 UNKNOWN = "this arm's answers were not sampled"
 

@@ -6,14 +6,14 @@ arXiv:1308.3432, section 4) and reaches A and B. Training does not know of it. T
 adapter is folded in makes the merged weights those that were trained with.
 
 What is frozen is rounded once: layers without an adapter, and the embedding and the output head wherever a file
-holds them on one of these grids. Q4_0 files hold the head, and an embedding that shares its weights, in a finer type
+holds them on one of these grids. A head with an adapter rounds in every pass, to the grid of heads. Q4_0 files hold the head, and an embedding that shares its weights, in a finer type
 (Q6_K), and those stay as they are. Activations are not rounded.
 """
 
 import functools
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -75,7 +75,8 @@ def traits(model: PeftModel) -> AdapterTraits:
     """Read off a model what decides whether its weights can be rounded while it is trained."""
     settings: Any = model.peft_config["default"]
     base = model.get_base_model()
-    return AdapterTraits(framework_of(model), is_quantized(base), settings.use_dora, settings.lora_dropout)
+    bits: Literal[4, 8] | None = 8 if getattr(base, "is_loaded_in_8bit", False) else 4
+    return AdapterTraits(framework_of(model), bits if is_quantized(base) else None, settings.use_dora, settings.lora_dropout)
 
 
 def linear_layers(model: PeftModel) -> Iterator[nn.Module]:
@@ -94,7 +95,7 @@ def linear_layers(model: PeftModel) -> Iterator[nn.Module]:
 
 
 def _round_tables(base: Any, kind: AwareType) -> None:
-    """Round the embedding and the output head, unless the head has an adapter or files hold them in other types."""
+    """Round the embedding and the output head, unless files hold them in other types."""
     head: Any = output_head(base)
     embedding = base.get_input_embeddings()
     is_shared = head is not None and head.weight is embedding.weight
@@ -102,7 +103,11 @@ def _round_tables(base: Any, kind: AwareType) -> None:
     of_embedding = on_grid if is_shared or on_grid else kind
     if of_embedding and embedding.weight.shape[1] % BLOCK == 0:
         _round_once(embedding.weight, of_embedding)
-    if on_grid and head is not None and not is_shared and not isinstance(head, LoraLayer):
+    if on_grid is None or head is None or is_shared:
+        return
+    if isinstance(head, LoraLayer):
+        _let_round(head, on_grid)
+    else:
         _round_once(head.weight, on_grid)
 
 

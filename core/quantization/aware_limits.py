@@ -1,7 +1,7 @@
 """What cannot be combined with quantization-aware training; known from settings, without PyTorch."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from core.errors import ConfigError
 from core.models.config import LoraConfig, ModelConfig
@@ -13,8 +13,8 @@ class AdapterTraits(NamedTuple):
 
     framework: str
     """Engine that trains."""
-    is_quantized: bool
-    """bitsandbytes holds the base in 4 or 8 bits."""
+    bits: Literal[4, 8] | None
+    """In how many bitsandbytes holds the base; None if it does not."""
     use_dora: bool
     dropout: float
     """Dropout on the adapter's input."""
@@ -22,8 +22,8 @@ class AdapterTraits(NamedTuple):
 
 def traits_of(model: ModelConfig, lora: LoraConfig) -> AdapterTraits:
     """Read off settings what ``core.quantization.aware.traits`` reads off a model."""
-    held = model.load_in_4bit or model.load_in_8bit
-    return AdapterTraits(model.framework, held, lora.use_dora, lora.lora_dropout)
+    bits: Literal[4, 8] | None = 8 if model.load_in_8bit else 4 if model.load_in_4bit else None
+    return AdapterTraits(model.framework, bits, lora.use_dora, lora.lora_dropout)
 
 
 def check_aware(kind: AwareType, model: ModelConfig, lora: LoraConfig) -> None:
@@ -50,10 +50,10 @@ def aware_obstacles(kind: AwareType, traits: AdapterTraits) -> Iterator[ConfigEr
             where="model.framework",
             fix=f"model.framework: hf, {off}",
         )
-    if traits.is_quantized:
+    if traits.bits:
         yield ConfigError(
-            f"a base held in 4 or 8 bits while it is trained has already been rounded otherwise than {kind} does",
-            where="model.load_in_4bit",
+            f"a base held in {traits.bits} bits while it is trained has already been rounded otherwise than {kind} does",
+            where=f"model.load_in_{traits.bits}bit",
             fix=f"set load_in_4bit: false and load_in_8bit: false, {off}",
         )
     if traits.use_dora:

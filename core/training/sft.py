@@ -264,7 +264,8 @@ def compute_dtype(quantization: Any, loaded: Any) -> torch.dtype | None:
 def save_adapter(model: PeftModel, target: Path) -> None:
     """Write ``adapter_config.json``, ``adapter_model.safetensors`` and, in ``base.json``, the base; atomically."""
     with atomic_path(target) as part:
-        model.save_pretrained(str(part), safe_serialization=True)
+        # With an adapter on the head, PEFT would put the head itself and the embedding beside A and B.
+        model.save_pretrained(str(part), safe_serialization=True, save_embedding_layers=False)
         # PEFT's template card says nothing about this model; the bundle has a real one.
         (part / "README.md").unlink(missing_ok=True)
         # PEFT writes a set in an order that changes from process to process.

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from core.evaluation.reports import ArmSummary, AtK, Diversity, EvalReport
+from core.evaluation.reports import AtK, Diversity, EvalReport
+from core.evaluation.result_reports import ArmSummary
 from core.evaluation.summary import arm_summaries
 from tasks.report import numbers
 from tasks.report.charts import Dot, Span, Tick, nice_step, rounded, ticks_within

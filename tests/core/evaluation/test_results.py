@@ -14,13 +14,13 @@ from core.evaluation.contrasts import contrasts
 from core.evaluation.effects import comparison, holm
 from core.evaluation.reports import (
     BaselineReport,
-    Contrast,
     Decoding,
     Diversity,
     EvalReport,
     MetricValue,
     SeedSpread,
 )
+from core.evaluation.result_reports import Contrast
 from core.evaluation.results import FILES, result_files
 from core.evaluation.summary import arm_summaries
 

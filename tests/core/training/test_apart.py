@@ -135,18 +135,15 @@ def test_memory_that_runs_out_and_a_full_disk_are_the_callers_to_explain(engine,
         ("import os; os.kill(os.getpid(), 9)", ("signal 9 (SIGKILL)", "main memory", "the last words")),
         ("import os; os.kill(os.getpid(), 11)", ("signal 11 (SIGSEGV)",)),
         ("import os; os.kill(os.getpid(), 15)", ("signal 15 (SIGTERM)", "another program")),
-        # What it leaves behind holds the pipe open.
-        ("import os, time\nif os.fork(): os._exit(7)\ntime.sleep(20); os._exit(0)", ("exit code 7",)),
     ],
-    ids=["a bug", "a question", "an exit", "SIGKILL", "a crash", "SIGTERM", "a process left behind"],
+    ids=["a bug", "a question", "an exit", "SIGKILL", "a crash", "SIGTERM"],
 )
 def test_any_other_end_is_one_message_with_the_last_lines(engine, tmp_path: Path, code: str, words):
-    log, began = tmp_path / "logs/engine.log", time.monotonic()
+    log = tmp_path / "logs/engine.log"
     log.parent.mkdir()
     log.write_text("an earlier run\n")
     with pytest.raises(EngineFailed, match=r"training in a process of its own failed") as caught:
         Ears().train(engine("print('the last words', flush=True)\n" + code), log)
-    assert time.monotonic() - began < 15
     assert all(word in str(caught.value) for word in (*words, str(log)))
     assert "an earlier run" not in str(caught.value)
     assert log.read_text().startswith("an earlier run\nthe last words")
@@ -155,7 +152,34 @@ def test_any_other_end_is_one_message_with_the_last_lines(engine, tmp_path: Path
     assert not list(tmp_path.glob(".*.part"))
 
 
-WAITS = "import os, time\nopen({pid!r}, 'x').write(str(os.getpid()))\n{before}\nfor _ in range(600): time.sleep(0.1)"
+@pytest.mark.usefixtures("limit")
+def test_a_process_left_behind_that_holds_the_pipe_open_is_not_waited_for(engine, tmp_path: Path):
+    left = tmp_path / "left"
+    code = f"import os, time\nif pid := os.fork(): open({str(left)!r}, 'x').write(str(pid)); os._exit(7)\ntime.sleep(600)"
+    with pytest.raises(EngineFailed, match="exit code 7"):
+        Ears().train(engine(code), tmp_path / "log")
+    behind = psutil.Process(read_pid(left))
+    assert behind.is_running()
+    behind.kill()
+
+
+LIMIT = 120
+"""Seconds after which something hangs: no outcome depends on how fast it comes."""
+WAITS = "import os, time\nopen({pid!r}, 'x').write(str(os.getpid()))\n{before}\nfor _ in range(6000): time.sleep(0.1)"
+
+
+@pytest.fixture
+def limit():
+    """Fail a test that hangs."""
+
+    def give_up(number: int, frame: object) -> None:
+        raise TimeoutError(f"hangs for {LIMIT} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(LIMIT)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def waiting(engine, file: Path, before: str = "") -> Job:
@@ -163,14 +187,14 @@ def waiting(engine, file: Path, before: str = "") -> Job:
 
 
 def read_pid(file: Path) -> int:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + LIMIT
     while not (file.is_file() and file.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return int(file.read_text())
 
 
-def is_gone(pid: int, within: float) -> bool:
+def is_gone(pid: int, within: float = LIMIT) -> bool:
     deadline = time.monotonic() + within
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         if time.monotonic() > deadline:
@@ -179,14 +203,17 @@ def is_gone(pid: int, within: float) -> bool:
     return True
 
 
+@pytest.mark.usefixtures("limit")
 @pytest.mark.parametrize("is_stubborn", [False, True])
 def test_ctrl_c_ends_the_process_before_it_travels_on(engine, tmp_path: Path, monkeypatch, is_stubborn: bool):
     monkeypatch.setattr(apart, "GRACE", 0.3 if is_stubborn else 60.0)
-    # What is stopped hears of nothing but SIGKILL.
-    deaf = "import signal; os.kill(os.getpid(), signal.SIGSTOP)" if is_stubborn else ""
-    given = waiting(engine, tmp_path / "pid", deaf)
+    asked = tmp_path / "asked"
+    # What is stopped hears of nothing but SIGKILL; the other one writes down that it was asked first.
+    deaf = "import signal; os.kill(os.getpid(), signal.SIGSTOP)"
+    polite = f"import atexit; atexit.register(lambda: open({str(asked)!r}, 'x').close())"
+    given = waiting(engine, tmp_path / "pid", deaf if is_stubborn else polite)
 
-    over, began = threading.Event(), time.monotonic()
+    over = threading.Event()
     # A shell that starts the tests in the background has it ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -204,7 +231,7 @@ def test_ctrl_c_ends_the_process_before_it_travels_on(engine, tmp_path: Path, mo
     signal.signal(signal.SIGINT, before)
     assert is_gone(read_pid(tmp_path / "pid"), 0.0)
     assert psutil.Process().children() == []
-    assert time.monotonic() - began < 30
+    assert asked.exists() is not is_stubborn
     assert not list(tmp_path.glob(".*.part"))
 
 
@@ -242,7 +269,7 @@ def test_the_process_dies_with_its_parent(engine, tmp_path: Path, how: str):
         parent.kill()
     else:
         os.close(write)
-    assert is_gone(pid, 3.0)
+    assert is_gone(pid)
     parent.kill()
     parent.wait()
     for end in (heard, told_into, *([write] if how == "the kernel" else [])):
@@ -296,7 +323,7 @@ def test_interrupted_then_killed_it_ends_bit_for_bit_where_training_in_this_proc
     )  # fmt: skip
     assert driver.returncode == -signal.SIGKILL, driver.stderr
     assert (tmp_path / "left").read_text() == "0"
-    assert is_gone(int((tmp_path / f"child-{int(signal.SIGKILL)}").read_text()), 3.0)
+    assert is_gone(int((tmp_path / f"child-{int(signal.SIGKILL)}").read_text()))
     left = states(given)
     assert len(left) == 1
     reached = int(next(iter(left)).removeprefix("checkpoint-"))
