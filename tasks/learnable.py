@@ -4,11 +4,8 @@ Runs after the split on its training rows, and in ``factory validate`` on rows s
 """
 
 import json
-import logging
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +17,7 @@ from core.data.records import Record, from_row
 from core.errors import ModelError, UserError
 from core.models.config import LoraConfig, ModelConfig
 from core.models.frameworks import choose_framework
+from core.models.quiet import quiet
 from core.models.resources import GB, TrainingLoad, estimate_training, shape_from_config, storage_of
 from core.training.config import TrainingConfig
 from tasks.chat_tokens import READS as CHAT
@@ -36,6 +34,7 @@ READS = (
     "core.data.token_text",
     "core.models.adapters",
     "core.models.base_identity",
+    "core.models.quiet",
     "core.models.resources",
     "core.sinks",
     "core.training.checkpoints",
@@ -100,7 +99,7 @@ def learn(
         overfit: Also try to learn one batch by heart, if the model is small enough.
         of_rows: Rows there are, if known.
     """
-    with _quiet():
+    with quiet():
         from core.data.learnable import look
 
         chat = _tokenizer(base, setup.template)
@@ -203,22 +202,3 @@ def _needed(base: Path, setup: Setup, parameters: int) -> int:
         width=width,
     )
     return estimate_training(shape, setup.lora, load).total
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' bars and advice off the screen."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        from transformers.utils import logging as libraries
-
-        shown, level = libraries.is_progress_bar_enabled(), libraries.get_verbosity()
-        libraries.disable_progress_bar()
-        libraries.set_verbosity_error()
-        try:
-            yield
-        finally:
-            libraries.set_verbosity(level)
-            if shown:
-                libraries.enable_progress_bar()

@@ -1,6 +1,6 @@
 """Quantize: make files from the merged model, and examine each as the file it is, from small to large."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -153,13 +153,20 @@ def quantize(
         report, others = make_others(context, merged.path, plan.settings, bench, report)
     answers += others
     forget_others(context.workspace.metrics, answers)
-    forms = {"onnx": report.onnx, "pytorch": report.pytorch}
-    note = " · ".join(
-        [*map(told, report.files), *(f"{form} {told(f)}" for form, fs in forms.items() for f in fs)]
-    )
     result = QuantizedModels(artifact=Quantized(path=target, digest=path_digest(target)), report=report)
-    folders = [context.workspace.root / "models" / form for form, made in forms.items() if made]
-    return Outcome(result, (target, *folders, *answers), note)
+    folders = [context.workspace.root / "models" / form for form, made in beside(report).items() if made]
+    return Outcome(result, (target, *folders, *answers), summed_up(report))
+
+
+def beside(report: QuantReport) -> dict[str, Sequence[AnyFile]]:
+    """Return the models beside the ladder, by the name of their form."""
+    return {"onnx": report.onnx, "pytorch": report.pytorch}
+
+
+def summed_up(report: QuantReport) -> str:
+    """Say in one line what everything made scored and takes."""
+    others = [f"{form} {told(file)}" for form, files in beside(report).items() for file in files]
+    return " · ".join([*map(told, report.files), *others])
 
 
 def told(file: AnyFile) -> str:

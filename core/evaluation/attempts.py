@@ -14,6 +14,8 @@ COLLAPSE = 0.01
 """Tries have collapsed where one more adds less than this to pass@k: one question in a hundred."""
 ROUNDING = 1e-12
 """Differences below this are rounding."""
+ONE_TRY = "there is one try, and no further one"
+NONE_RIGHT = "no answer was right"
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:
@@ -86,15 +88,26 @@ def tries_efficiency(passed: float, first: float, k: int) -> float | None:
 def collapse_point(passed: Sequence[float], below: float = COLLAPSE) -> int | None:
     """Return the smallest k from which one further try adds less than a threshold to pass@k.
 
+    Without any right answer there is none: tries that are worth nothing from the first on have not come to be so.
+
     Args:
         passed: pass@1 to pass@n; each adds no more than the one before.
         below: The threshold.
 
     Returns:
-        The k, or None if every one of the n tries adds at least so much.
+        The k, or None; ``no_collapse`` says why.
     """
+    if passed[-1] == 0:
+        return None
     gains = [after - before for before, after in itertools.pairwise(passed)]
     return next((k for k, gain in enumerate(gains, 1) if gain < below - ROUNDING), None)
+
+
+def no_collapse(passed: Sequence[float]) -> str:
+    """Say why pass@1 to pass@n have no collapse point."""
+    if len(passed) == 1:
+        return ONE_TRY
+    return NONE_RIGHT if passed[-1] == 0 else f"every one of {len(passed)} tries adds more"
 
 
 def tries(passed: Sequence[float], best: Sequence[float]) -> tuple[AtK, ...]:

@@ -6,13 +6,15 @@ from typing import Literal, NamedTuple
 from core.evaluation.effects import Comparison, comparison, holm
 from core.evaluation.reports import LOWER_IS_BETTER, EvalReport
 from core.evaluation.result_reports import Contrast, Unpaired
+from core.evaluation.statistics import Interval
 
 SAMPLED = "diversity."
 LESS_IS_MORE = frozenset({*LOWER_IS_BETTER, f"{SAMPLED}self_bleu"})
 """What is better, or more diverse, when smaller."""
 NO_DIRECTION = f"{SAMPLED}mean_words"
 """Longer answers are neither better nor worse."""
-Verdict = Literal["better", "worse", "undecided", "no difference shown"]
+Side = Literal["better", "worse"]
+Verdict = Side | Literal["undecided", "no difference shown"]
 
 
 class _Side(NamedTuple):
@@ -157,23 +159,27 @@ def _contrast(one: _Compared, p_holm: float, level: float) -> Contrast:
 
 
 def _verdict(found: Comparison, p_holm: float, level: float, higher: bool) -> tuple[Verdict, tuple[str, ...]]:
-    """Say which model is better; where tests point apart, that it is undecided, and what of them points where.
+    """Say which model is better, or that tests point apart, and what of them points where.
 
-    McNemar's test and the difference of means count the same examples and cannot point apart.
+    A mean and its interval weigh how far scores moved, ranks how many did: a few examples that fell far can
+    outweigh many that rose a little. McNemar's test is of the same count as the mean, and cannot point elsewhere.
     """
-    mean, low, high = found.difference
-    if p_holm >= level or (found.flips and mean == 0):
+    if p_holm >= level:
         return "no difference shown", ()
-    by_ranks, by_mean = _side(found.rank_biserial, higher), _side(mean, higher)
-    told = [f"{by_ranks} by ranks, {by_mean} by the mean"] if by_ranks != by_mean else []
-    if low <= 0 <= high:
-        told.append(f"the interval of the mean, {low:+.4g} to {high:+.4g}, holds 0")
-    if told and not found.flips:
-        return "undecided", tuple(told)
-    return ("better" if by_mean == "better" else "worse"), ()
+    by_mean, by_ranks = _direction(found.difference.value, higher), _direction(found.rank_biserial, higher)
+    told = () if found.flips else tuple(_disagreement(found.difference, by_mean, by_ranks))
+    return (by_mean if by_mean and not told else "undecided"), told
 
 
-def _side(value: float, higher: bool) -> str:
-    if value == 0:
-        return "equal"
-    return "better" if (value > 0) == higher else "worse"
+def _disagreement(ends: Interval, by_mean: Side | None, by_ranks: Side | None) -> Iterator[str]:
+    if by_mean != by_ranks:
+        yield f"{by_ranks or 'equal'} by ranks, {by_mean or 'equal'} by the mean"
+    if not (ends.low > 0 if ends.value > 0 else ends.high < 0):
+        yield f"the interval of the mean, {ends.low:+.4g} to {ends.high:+.4g}, holds 0"
+
+
+def _direction(difference: float, higher: bool) -> Side | None:
+    """Name the side that a difference speaks for; none if it is 0."""
+    if difference == 0:
+        return None
+    return "better" if (difference > 0) == higher else "worse"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from core.errors import ConfigError, DataError
-from core.evaluation.attempts import COLLAPSE, collapse_point, pass_at_k, tries, usq_at_k
+from core.evaluation.attempts import COLLAPSE, collapse_point, no_collapse, pass_at_k, tries, usq_at_k
 from core.evaluation.config import EvaluationConfig
 from core.evaluation.graders import words
 from core.evaluation.metrics import sample_metric
@@ -17,6 +17,7 @@ from core.evaluation.responders import Message, Responder, Sampler, Tick
 
 NGRAMS = (1, 2, 3)
 PASS_AT = (1, 5, 10)
+"""Numbers of tries that are kept by question and by seed; the number of samples is too."""
 TOO_SHORT = "no answer has so many words"
 Grade = Callable[[Question, str], float]
 """How good an answer is, from 0 to 1; 1 is right."""
@@ -127,7 +128,10 @@ def _report(
     passed, best = (
         [means[f"{what}_at_{k}"] for k in range(1, settings.samples + 1)] for what in ("pass", "usq")
     )
-    kept = [name for name in by_seed if _is_kept(name)]
+    shown = sorted({*(k for k in PASS_AT if k < settings.samples), settings.samples})
+    kept = [name for name in by_seed if _is_kept(name, shown)]
+    absent = {name: TOO_SHORT for name in by_seed if name not in means}
+    point = collapse_point(passed)
     return Diversity(
         questions=len(ids),
         samples=settings.samples,
@@ -140,23 +144,23 @@ def _report(
         type_token_ratio=means.get("type_token_ratio"),
         semantic=means.get("semantic"),
         mean_words=means["mean_words"],
-        pass_at={k: passed[k - 1] for k in PASS_AT if k <= settings.samples},
+        pass_at={k: passed[k - 1] for k in shown},
         tries=tries(passed, best),
-        collapse_point=collapse_point(passed),
+        collapse_point=point,
         collapse_below=COLLAPSE,
         spread={name: _spread(whole) for name in kept if (whole := _whole(by_seed[name]))},
         ids=tuple(ids),
         by_question={
             name: whole for name in kept if name in by_question and (whole := _whole(by_question[name]))
         },
-        absent={name: TOO_SHORT for name in by_seed if name not in means},
+        absent=absent | ({} if point else {"collapse_point": no_collapse(passed)}),
     )
 
 
-def _is_kept(name: str) -> bool:
+def _is_kept(name: str, shown: Sequence[int]) -> bool:
     """Tell a figure that is kept by question from those that only a curve needs."""
     what, _, k = name.rpartition("_at_")
-    return not what or int(k) in PASS_AT
+    return not what or int(k) in shown
 
 
 def _over_seeds(runs: Sequence[Sequence[float | None]]) -> tuple[float | None, ...]:

@@ -1,6 +1,5 @@
 """Graders that a config describes: a pattern, a list of words, or a Python function of the user's."""
 
-import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from core.errors import ConfigError, DataError
 from core.evaluation.config import GraderConfig
+from core.evaluation.grader_imports import load_grader
 from core.evaluation.graders import normalise
 
 Grade = Callable[[str, str, dict[str, Any]], float]
@@ -92,15 +92,11 @@ def _function(config: GraderConfig, where: str, base: Path) -> Grade:
 
 
 def _module(path: Path, where: str) -> Any:
-    # Under a name of its own, and not in sys.modules: two graders may share a file name.
-    spec = importlib.util.spec_from_file_location(f"grader_{path.stem}", path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise ConfigError(f"{path.name} is no Python file", where=f"{where}.path", fix="give a .py file")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        return load_grader(path)
     except (Exception, SystemExit) as error:  # Whatever the user's code raises, sys.exit included.
         raise ConfigError(
             f"{path.name} fails when loaded: {type(error).__name__}: {error}", where=f"{where}.path"
         ) from error
-    return module

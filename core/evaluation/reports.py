@@ -108,11 +108,12 @@ class Diversity(Frozen):
     """Mean pairwise cosine distance by the encoder; null without one."""
     mean_words: float
     pass_at: dict[int, float]
-    """Chance that one of k answers is right (the metric at 1), by k; unbiased (arXiv:2107.03374)."""
+    """Chance that one of k answers is right (the metric at 1), for some k, all samples among them; unbiased
+    (arXiv:2107.03374)."""
     tries: tuple[AtK, ...]
     """For every k up to the number of samples."""
     collapse_point: int | None
-    """Smallest k from which one more answer adds less than ``collapse_below`` to pass@k; null: not within these."""
+    """Smallest k from which one more answer adds less than ``collapse_below`` to pass@k."""
     collapse_below: float
     spread: dict[str, SeedSpread]
     """By figure, such as self_bleu, distinct_2 or pass_at_5."""
@@ -121,7 +122,7 @@ class Diversity(Frozen):
     by_question: dict[str, tuple[float, ...]]
     """By figure: one number per question, for paired tests; without figures that some question has none of."""
     absent: dict[str, str] = {}
-    """Why a figure is missing, such as distinct_3."""
+    """Why a figure is missing, such as distinct_3 or collapse_point."""
 
 
 class EvalReport(Frozen):

@@ -6,6 +6,7 @@ They are made of reports alone, so that equal reports give equal files.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from core.evaluation.attempts import no_collapse
 from core.evaluation.config import EvaluationConfig
 from core.evaluation.contrasts import contrasts
 from core.evaluation.metrics import JUDGE
@@ -178,7 +179,7 @@ def _arm_tries(arm: EvalReport) -> ArmTries:
     drawn = arm.diversity
     names = ("metric", "tries", "collapse_point", "collapse_below")
     figures: dict[str, Any] = {name: getattr(drawn, name) if drawn else None for name in names}
-    why = f"every one of {drawn.samples} tries adds more" if drawn else ""
+    why = no_collapse([one.pass_at for one in drawn.tries]) if drawn else ""
     return ArmTries(
         arm=arm.arm,
         model_digest=arm.model_digest,
@@ -188,7 +189,11 @@ def _arm_tries(arm: EvalReport) -> ArmTries:
 
 
 def _absent(names: Sequence[str], drawn: Diversity | None, **reasons: str) -> dict[str, str]:
-    """Say why figures of sampled answers are null: all without samples, else those that have reasons of their own."""
+    """Say why figures of sampled answers are null: all without samples, else those that have reasons of their own.
+
+    A reason such as distinct_3's belongs where distinct does.
+    """
     if drawn is None:
         return dict.fromkeys(names, NOT_SAMPLED_HERE)
-    return drawn.absent | {name: reason for name, reason in reasons.items() if getattr(drawn, name) is None}
+    known = {name: why for name, why in drawn.absent.items() if name.rstrip("_0123456789") in names}
+    return known | {name: reason for name, reason in reasons.items() if getattr(drawn, name) is None}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from core.evaluation.attempts import no_collapse
 from core.evaluation.config import LOWER_IS_BETTER
 from core.evaluation.diversity import pareto_front
 from core.evaluation.reports import Diversity, EvalReport
@@ -38,7 +39,7 @@ def _summary(arm: EvalReport, is_optimal: bool | None) -> ArmSummary:
     names = ("diversity", "pass_at", "usq_at", "collapse_point", "pareto_optimal")
     absent = {} if drawn else dict.fromkeys(names, UNKNOWN)
     if drawn and drawn.collapse_point is None:
-        absent["collapse_point"] = f"every one of {drawn.samples} tries adds more"
+        absent["collapse_point"] = _no_collapse(drawn)
     return ArmSummary(
         arm=arm.arm,
         model_digest=arm.model_digest,
@@ -70,27 +71,34 @@ def headlines(
     )
 
 
+def _no_collapse(drawn: Diversity) -> str:
+    return no_collapse([one.pass_at for one in drawn.tries])
+
+
 def _compared(one: Contrast) -> str:
+    apart = "".join(f"; {each}" for each in one.disagreement)
     return (
         f"{one.metric}: tuned {one.tuned_mean:.4g} against {one.against} {one.base_mean:.4g}, difference "
         f"{one.difference:+.4g} [{one.low:+.4g}, {one.high:+.4g}], {one.verdict} "
-        f"({one.decided_by}, p = {one.p_holm:.2g} after Holm, n = {one.n})"
+        f"({one.decided_by}, p = {one.p_holm:.2g} after Holm, n = {one.n}){apart}"
     )
 
 
 def _sampled(drawn: Diversity) -> Iterator[str]:
     last = drawn.tries[-1]
-    yield f"tuned, sampled: pass@1 {drawn.tries[0].pass_at:.4g}, pass@{last.k} {last.pass_at:.4g}"
+    yield "tuned, sampled: " + ", ".join(
+        f"pass@{k} {drawn.tries[k - 1].pass_at:.4g}" for k in sorted({1, last.k})
+    )
     if last.efficiency is not None:
         yield (
             f"tuned, sampled: {last.k} tries gain {last.efficiency:.0%} of what as many independent tries would "
             f"(DER@{last.k} {last.der:.3g}, between {last.der_identical:.3g} and {last.der_independent:.3g})"
         )
-    where = "not within" if drawn.collapse_point is None else f"from k = {drawn.collapse_point} of"
-    yield (
-        f"tuned, sampled: one more try adds less than {drawn.collapse_below:g} to pass@k {where} "
-        f"{drawn.samples} tries"
-    )
+    few, k = f"one more try adds less than {drawn.collapse_below:g} to pass@k", drawn.collapse_point
+    if k is None:
+        yield f"tuned, sampled: no k is known from which {few}: {_no_collapse(drawn)}"
+    else:
+        yield f"tuned, sampled: {few} from k = {k} of {drawn.samples} tries"
 
 
 def _front(summaries: Sequence[ArmSummary]) -> Iterator[str]:

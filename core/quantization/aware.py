@@ -6,8 +6,8 @@ arXiv:1308.3432, section 4) and reaches A and B. Training does not know of it. T
 adapter is folded in makes the merged weights those that were trained with.
 
 What is frozen is rounded once: layers without an adapter, and the embedding and the output head wherever a file
-holds them on one of these grids. A head with an adapter rounds in every pass, to the grid of heads. Q4_0 files hold the head, and an embedding that shares its weights, in a finer type
-(Q6_K), and those stay as they are. Activations are not rounded.
+holds them on one of these grids; a head with an adapter is rounded in every pass. Q4_0 files hold the head, and an
+embedding that shares its weights, in a finer type (Q6_K), and those stay as they are. Activations are not rounded.
 """
 
 import functools
@@ -76,7 +76,9 @@ def traits(model: PeftModel) -> AdapterTraits:
     settings: Any = model.peft_config["default"]
     base = model.get_base_model()
     bits: Literal[4, 8] | None = 8 if getattr(base, "is_loaded_in_8bit", False) else 4
-    return AdapterTraits(framework_of(model), bits if is_quantized(base) else None, settings.use_dora, settings.lora_dropout)
+    return AdapterTraits(
+        framework_of(model), bits if is_quantized(base) else None, settings.use_dora, settings.lora_dropout
+    )
 
 
 def linear_layers(model: PeftModel) -> Iterator[nn.Module]:

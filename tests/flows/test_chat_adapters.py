@@ -103,6 +103,42 @@ def test_a_folder_that_is_no_adapter_is_refused(workspace: Path, tmp_path: Path)
         chat_with(workspace, ChatOptions(adapters=(f"x={tmp_path}",), prompt="Hi"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("adapter_config.json", None, "adapter_config.json is missing"),
+        ("adapter_config.json", b"{", "adapter_config.json is not JSON"),
+        ("adapter_model.safetensors", None, "has no adapter_model.safetensors"),
+        ("adapter_model.safetensors", b"short", "adapter_model.safetensors is"),
+    ],
+)
+def test_a_damaged_adapter_is_refused_before_pytorch_and_the_base_are_loaded(
+    workspace: Path, tmp_path: Path, name: str, content: bytes | None, words: str
+):
+    damaged = shutil.copytree(workspace / "one", tmp_path / "damaged")
+    (damaged / name).unlink() if content is None else (damaged / name).write_bytes(content)
+    code = (
+        "import sys\nfrom core.errors import ModelError\nfrom flows.chat import ChatOptions, chat_with\n"
+        "from pathlib import Path\n"
+        "try: chat_with(Path(sys.argv[1]), ChatOptions(adapters=tuple(sys.argv[2:]), prompt='Hi'))\n"
+        "except ModelError as error: print(error, [n for n in ('torch', 'transformers') if n in sys.modules])\n"
+    )
+    given = [str(workspace), f"fine={workspace / 'one'}", f"x={damaged}"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *given], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert words in done.stdout and str(damaged) in done.stdout
+    assert done.stdout.rstrip().endswith("[]")
+
+
+def test_nothing_but_the_answer_is_printed(workspace: Path):
+    command = [sys.executable, "-m", "flows.cli", "chat", str(workspace), "--adapter", f"one={workspace / 'one'}",
+               "--adapter", f"two={workspace / 'two'}", "--prompt", QUESTION, "--max-tokens", "8"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip()
+    assert done.stderr == ""
+
+
 def test_an_adapter_of_other_weights_is_refused(workspace: Path, tmp_path: Path):
     strange = shutil.copytree(workspace / "one", tmp_path / "strange")
     stated = json.loads((strange / "base.json").read_text())

@@ -41,7 +41,7 @@ class Made(NamedTuple):
     file: Path
 
 
-def make(root: Path, base: Path, aware: str | None) -> Made:
+def make(root: Path, base: Path, aware: str | None, kind: str = "Q4_0", lora: LoraConfig = LORA) -> Made:
     """Run the bodies of both phases."""
     context = fresh(root)
     splits = root / "splits"
@@ -53,12 +53,12 @@ def make(root: Path, base: Path, aware: str | None) -> Made:
     model = ModelConfig(name=str(base), **MODEL)
     with running(context), scratch_beside(target) as work:
         prepared = prepare(base, given, model, "chatml", root / "tokens")
-        tuned = train(context, "key", checkpoint, prepared, model, LORA, TRAINING, adapter, aware)
+        tuned = train(context, "key", checkpoint, prepared, model, lora, TRAINING, adapter, aware)
         folded = fold(checkpoint, adapter, merged, prepared, tuned.micro_batch, aware)
         report = make_report(checkpoint, given, adapter, merged, prepared, tuned, folded)
-        settings = QuantizationConfig(formats=("Q4_0",))
+        settings = QuantizationConfig(formats=(kind,))
         files = write_files(context, merged, given, target, work, settings, "tiny").files
-    return Made(report, merged, files["Q4_0"])
+    return Made(report, merged, files[kind])
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +111,25 @@ def test_the_file_holds_the_merged_weights_bit_for_bit(both: tuple[Made, Made]):
         assert np.array_equal(held, merged), tensor.name
         seen += 1
     assert seen == 2 * 7 + 1
+
+
+def test_a_head_with_an_adapter_is_in_the_file_as_it_was_trained(tmp_path: Path):
+    base = tiny.save(
+        tmp_path / "base", "Llama", tiny.byte_level(), hidden_size=256, intermediate_size=512,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    names = {"target_modules": ("q_proj", "lm_head")}
+    made = make(tmp_path, base, "Q8_0", "Q8_0", LORA.model_copy(update=names))
+    assert made.report.merged_eval_loss == kept_loss(made.report)
+    assert made.report.merge_error == 0.0
+    held = {tensor.name: tensor for tensor in GGUFReader(made.file).tensors}["output.weight"]
+    merged = load_file(made.merged / "model.safetensors")["lm_head.weight"].numpy()
+    assert held.tensor_type == GGMLQuantizationType.Q8_0
+    # The file is made from one in 16 bits, where a scale may move by its last bit; rounding anew errs by 1/254.
+    error = np.abs(quants.dequantize(held.data, held.tensor_type) - merged)
+    assert error.max() < np.abs(merged).max() / 1000
+    before = load_file(base / "model.safetensors")["lm_head.weight"].numpy()
+    assert np.abs(merged - before).max() > np.abs(before).max() / 50
 
 
 def paired(weight: np.ndarray, heads: int) -> np.ndarray:

@@ -78,6 +78,11 @@ def test_every_arm_is_sampled_with_every_seed_and_all_of_it_is_an_output(tmp_pat
     assert {one["metric"] for one in same} > {"exact_match", "rouge_1", "rouge_2", "diversity.self_bleu"}
     assert {(one["difference"], one["p_value"]) for one in same} == {(0.0, 1.0)}
     assert tests["left_out"] == []
+    # All three samples are in the files, beside the first.
+    assert {one["metric"] for one in same} > {"diversity.pass_at_1", "diversity.pass_at_3"}
+    assert all(
+        list(arm["pass_at"]) == list(arm["usq_at"]) == ["1", "3"] for arm in made["summary.json"]["arms"]
+    )
 
 
 def test_the_file_of_a_judge_that_is_no_longer_asked_is_removed(tmp_path: Path):

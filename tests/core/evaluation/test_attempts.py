@@ -11,6 +11,7 @@ from core.evaluation.attempts import (
     collapse_point,
     efficiency_ratio,
     independent_pass_at_k,
+    no_collapse,
     pass_at_k,
     tries,
     tries_efficiency,
@@ -136,7 +137,9 @@ def test_there_is_no_efficiency_where_both_references_are_one(first: float, k: i
     [
         ([0.5, 0.6, 0.605, 0.606], 2),
         ([0.5, 0.5], 1),
-        ([0.0, 0.0, 0.0], 1),
+        ([1.0, 1.0, 1.0], 1),
+        ([0.0, 0.0, 0.0], None),
+        ([0.0], None),
         ([0.2, 0.4, 0.6], None),
         ([0.5], None),
         ([0.5, 0.51, 0.52], None),
@@ -145,6 +148,19 @@ def test_there_is_no_efficiency_where_both_references_are_one(first: float, k: i
 )
 def test_the_collapse_point_is_where_one_more_adds_too_little(passed: list[float], point: int | None):
     assert collapse_point(passed, 0.01) == point
+
+
+@pytest.mark.parametrize(
+    ("passed", "why"),
+    [
+        ([0.0, 0.0, 0.0], "no answer was right"),
+        ([0.5], "there is one try, and no further one"),
+        ([0.0], "there is one try, and no further one"),
+        ([0.2, 0.4, 0.6], "every one of 3 tries adds more"),
+    ],
+)
+def test_why_tries_have_no_collapse_point(passed: list[float], why: str):
+    assert no_collapse(passed) == why
 
 
 @given(rights)

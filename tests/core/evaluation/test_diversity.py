@@ -100,7 +100,7 @@ def test_sampled_answers_are_measured_together():
     )
     assert responder.asked == (2, 6, 0.7, 0.9, 4, 9)
     assert (found.questions, found.samples) == (2, 6)
-    assert found.pass_at == {1: pytest.approx(0.5), 5: 1.0}
+    assert found.pass_at == {1: pytest.approx(0.5), 5: 1.0, 6: 1.0}
     assert found.mean_words == 2.0
     assert found.distinct[1] == pytest.approx(4 / 12)
     assert found.type_token_ratio == pytest.approx(4 / 24)
@@ -188,14 +188,30 @@ def test_answers_too_short_for_a_figure_leave_it_out_with_the_reason():
     found = sampled_diversity(Short(), questions(2), lambda q, text: 0.0, config)
     # Of two questions one has words: the other says nothing about how many of them differ.
     assert found.distinct == {1: 0.5, 2: 0.5}
-    assert found.absent == {"distinct_3": "no answer has so many words"}
+    assert found.absent == {
+        "distinct_3": "no answer has so many words",
+        "collapse_point": "no answer was right",
+    }
     assert "distinct_1" not in found.by_question and set(found.spread) >= {"distinct_1", "distinct_2"}
     assert "distinct_3" not in found.spread
     settings = DiversityConfig(samples=2, questions=3)
     found = sampled_diversity(
         Short(), questions(3), lambda q, text: 0.0, config.model_copy(update={"diversity": settings})
     )
-    assert found.distinct[3] == 0.5 and found.absent == {}
+    assert found.distinct[3] == 0.5 and set(found.absent) == {"collapse_point"}
+
+
+@pytest.mark.parametrize(
+    ("samples", "kept"), [(1, [1]), (2, [1, 2]), (4, [1, 4]), (5, [1, 5]), (12, [1, 5, 10, 12])]
+)
+def test_what_all_samples_are_worth_is_kept_by_question_and_by_seed(samples: int, kept: list[int]):
+    config = EvaluationConfig(diversity=DiversityConfig(samples=samples, questions=3, seeds=(1, 2)))
+    found = sampled_diversity(Draws(), questions(3), answer_grader(config, Path()), config)
+    assert list(found.pass_at) == kept
+    for named in (found.by_question, found.spread):
+        assert [name for name in named if name.startswith("pass_at_")] == [f"pass_at_{k}" for k in kept]
+        assert [name for name in named if name.startswith("usq_at_")] == [f"usq_at_{k}" for k in kept]
+    assert len(found.tries) == samples
 
 
 def test_the_best_of_k_uses_the_grade_and_not_right_or_wrong():

@@ -20,6 +20,7 @@ from core.evaluation.effects import (
     mann_whitney,
     odds_ratio,
     paired_t,
+    rank_biserial,
     wilcoxon,
 )
 from core.evaluation.statistics import Flips, mcnemar
@@ -46,6 +47,23 @@ def test_equal_pairs_are_left_out_of_wilcoxon():
         wilcoxon(BASE, CANDIDATE), abs=0.02
     )
     assert wilcoxon(BASE, BASE) == 1.0
+
+
+def test_the_signed_rank_sum_points_where_most_and_larger_differences_do():
+    # Differences 0.1, -0.2, 0.3, none and -0.3: ranks 1, 2, 3.5 and 3.5.
+    assert rank_biserial((0, 0, 0, 0.4, 0), (0.1, -0.2, 0.3, 0.4, -0.3)) == pytest.approx((1 - 2) / 10)
+    assert rank_biserial((0, 0, 0, 0), (0.1, 0.1, 0.1, -0.9)) == pytest.approx((6 - 4) / 10)
+    assert (rank_biserial(FLAT, FLAT), rank_biserial((0, 0), (1, 2)), rank_biserial((1, 2), (0, 0))) == (
+        0,
+        1,
+        -1,
+    )
+
+
+def test_the_signed_rank_sum_is_the_one_that_wilcoxon_judges():
+    least = stats.wilcoxon(np.subtract(CANDIDATE, BASE)).statistic
+    assert rank_biserial(BASE, CANDIDATE) == pytest.approx(1 - 2 * least / 28)
+    assert rank_biserial(CANDIDATE, BASE) == pytest.approx(2 * least / 28 - 1)
 
 
 def test_paired_t_follows_students_distribution():

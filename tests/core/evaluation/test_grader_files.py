@@ -1,6 +1,5 @@
 """A grader is known by all the code beside it that it runs."""
 
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -8,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from core.evaluation.config import GraderConfig
 from core.evaluation.grader_files import grader_digest, local_imports
+from core.evaluation.own_graders import own_grader
 
 FILES = {
     "my.py": "import json\nimport helper\nfrom words import nouns, DEFAULT\n\ndef f(a, r, m):\n    import late\n    return 1.0\n",
@@ -74,22 +75,14 @@ def test_the_digest_is_the_same_in_another_process(folder: Path) -> None:
     assert told.stdout.strip() == grader_digest(folder / "my.py")
 
 
-def test_the_helpers_are_those_that_python_would_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_helpers_are_those_that_are_run(folder: Path) -> None:
     (folder / "words/nouns.py").write_text("from .shared import x\n")
-    monkeypatch.syspath_prepend(str(folder))
-    before = set(sys.modules)
-    spec = importlib.util.spec_from_file_location("grader_my", folder / "my.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.f("", "", {})
-    ran = {
-        Path(sys.modules[name].__file__)
-        for name in set(sys.modules) - before
-        if "words" in name or name in ("helper", "late")
+    grade = own_grader("mine", GraderConfig(type="callable", path="my.py:f"), folder)
+    assert grade("", "", {}) == 1.0
+    files = {
+        Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))
     }
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
-    assert ran | {folder / "my.py"} == local_imports(folder / "my.py")
+    assert {file for file in files if file.is_relative_to(folder)} == local_imports(folder / "my.py")
 
 
 @pytest.mark.parametrize("text", ["def broken(:", "\0", "import helper, \n"])

@@ -35,12 +35,12 @@ def drawn(counts: list[int], samples: int = 10, self_bleu: float = 0.5) -> Diver
     return Diversity(
         questions=len(counts), samples=samples, temperature=0.7, top_p=0.9, seeds=(1,), metric="exact_match",
         self_bleu=self_bleu, distinct={1: 0.4}, type_token_ratio=0.3, semantic=None, mean_words=2.5,
-        pass_at={k: means[k - 1] for k in (1, 5, 10)}, tries=tries(means, means),
+        pass_at={k: means[k - 1] for k in sorted({1, min(5, samples), samples})}, tries=tries(means, means),
         collapse_point=collapse_point(means), collapse_below=0.01,
         spread={"self_bleu": SeedSpread(values=(self_bleu,), deviation=None, absent={"deviation": "one seed"})},
         ids=tuple(f"q{place}" for place in range(len(counts))),
         by_question={"self_bleu": (self_bleu,) * len(counts), "mean_words": (2.5,) * len(counts),
-                     "pass_at_5": tuple(by_k[5]), "usq_at_5": tuple(by_k[5])},
+                     **{f"{what}_at_5": tuple(by_k[min(5, samples)]) for what in ("pass", "usq")}},
     )  # fmt: skip
 
 
@@ -294,3 +294,123 @@ def test_adjustment_is_among_comparisons_of_one_kind(base: BaselineReport, tuned
         ones = [one for one in found if one.metric.startswith("diversity.") is kind]
         assert [one.p_holm for one in ones] == pytest.approx(holm([one.p_value for one in ones]))
     assert holm([]) == []
+
+
+def shifted(base: list[float], tuned: list[float], metric: str = "token_f1") -> Contrast:
+    """Compare scores of 200 examples."""
+
+    def arm(name: str, scores: list[float]) -> EvalReport:
+        ids = tuple(f"e{place}" for place in range(len(scores)))
+        return report(name, 0, scores={"exact_match": (0.0,) * len(scores), metric: tuple(scores)}, ids=ids)
+
+    return by_metric(contrasts([arm("zero_shot", base)], arm("tuned", tuned))[0])[metric]
+
+
+RISEN = [0.52 + place / 1e5 for place in range(191)]
+FALLEN = [0.48 - place / 1e5 for place in range(191)]
+
+
+@pytest.mark.parametrize(
+    ("tuned", "metric", "disagreement"),
+    [
+        ([*RISEN, *[0.0] * 9], "token_f1", "better by ranks, worse by the mean"),
+        ([*FALLEN, *[1.0] * 9], "token_f1", "worse by ranks, better by the mean"),
+        ([*RISEN, *[0.0] * 9], "perplexity", "worse by ranks, better by the mean"),
+    ],
+)
+def test_where_ranks_and_mean_point_apart_nothing_is_called_better_or_worse(
+    tuned: list[float], metric: str, disagreement: str
+):
+    one = shifted([0.5] * 200, tuned, metric)
+    assert one.p_holm < 1e-20 and one.low < 0 < one.high
+    assert (one.verdict, one.disagreement[0]) == ("undecided", disagreement)
+    assert one.disagreement[1].startswith("the interval of the mean, ") and len(one.disagreement) == 2
+    assert one.rank_biserial * one.difference < 0
+
+
+def test_an_interval_that_holds_0_leaves_it_undecided_though_the_mean_follows_the_ranks():
+    one = shifted([0.5] * 200, [*RISEN, *[0.1] * 9])
+    assert one.difference > 0 and one.rank_biserial > 0 and one.low < 0
+    assert one.verdict == "undecided" and len(one.disagreement) == 1 and "holds 0" in one.disagreement[0]
+
+
+def test_a_mean_that_falls_beyond_doubt_while_most_examples_rise_is_undecided():
+    one = shifted([0.5] * 200, [*RISEN[:160], *[0.0] * 40])
+    assert one.p_holm < 0.01 and one.high < 0 < one.rank_biserial
+    assert (one.verdict, one.disagreement) == ("undecided", ("better by ranks, worse by the mean",))
+
+
+@pytest.mark.parametrize(
+    ("tuned", "metric", "verdict"),
+    [
+        ([*RISEN, *[0.49] * 9], "token_f1", "better"),
+        ([*FALLEN, *[0.51] * 9], "token_f1", "worse"),
+        ([*RISEN, *[0.49] * 9], "perplexity", "worse"),
+        ([*FALLEN, *[0.51] * 9], "perplexity", "better"),
+        ([0.5, 0.6] * 100, "token_f1", "better"),
+        ([0.5] * 198 + [0.6, 0.4], "token_f1", "no difference shown"),
+    ],
+)
+def test_where_ranks_mean_and_interval_agree_there_is_a_verdict(
+    tuned: list[float], metric: str, verdict: str
+):
+    one = shifted([0.5] * 200, tuned, metric)
+    assert (one.verdict, one.disagreement, one.decided_by) == (verdict, (), "wilcoxon")
+
+
+def test_right_and_wrong_are_judged_by_mcnemar_alone():
+    one = shifted([0.0] * 12 + [1.0] * 28, [1.0] * 39 + [0.0], "json_valid")
+    assert (one.decided_by, one.verdict, one.disagreement) == ("mcnemar", "better", ()) and one.p_holm < 0.05
+
+
+def test_the_headline_says_what_disagrees():
+    scores = {"exact_match": (*RISEN, *[0.0] * 9)}
+    ids = tuple(f"e{place}" for place in range(200))
+    base = report("zero_shot", 0, scores={"exact_match": (0.5,) * 200}, ids=ids)
+    told = files(BaselineReport(arms=(base,)), report("tuned", 0, scores=scores, ids=ids))
+    line = told["summary.json"]["headlines"][0]
+    assert ", undecided (wilcoxon, p = " in line
+    assert "; better by ranks, worse by the mean; the interval of the mean, -0.0" in line
+
+
+# Tries that have no collapse point
+
+
+@pytest.mark.parametrize(
+    ("counts", "samples", "reason"),
+    [
+        ([1, 0], 1, "there is one try, and no further one"),
+        ([0, 0], 1, "there is one try, and no further one"),
+        ([0] * 18, 10, "no answer was right"),
+        ([1] * 18, 10, "every one of 10 tries adds more"),
+    ],
+)
+def test_why_there_is_no_collapse_point_is_said_in_every_place(counts: list[int], samples: int, reason: str):
+    made = files(BaselineReport(arms=()), report("tuned", 3, diversity=drawn(counts, samples)))
+    for name in ("passk_results.json", "summary.json"):
+        arm = made[name]["arms"][0]
+        assert (arm["collapse_point"], arm["absent"]["collapse_point"]) == (None, reason)
+    told = made["summary.json"]["headlines"]
+    assert any(line.endswith(f"adds less than 0.01 to pass@k: {reason}") for line in told)
+    assert sum(line.count("pass@1 ") for line in told) == 1 and not any("1 tries" in line for line in told)
+    assert nulls_without_reason(made) == []
+
+
+def nulls_without_reason(made: dict[str, Any]) -> list[str]:
+    return [where for name, content in made.items() for where, told in nulls(content, name) if not told]
+
+
+def test_a_reason_stands_only_where_its_figure_would():
+    short = drawn([0] * 18).model_copy(
+        update={"type_token_ratio": None, "absent": {"distinct_3": "too short", "type_token_ratio": "no word",
+                                                     "collapse_point": "no answer was right"}}
+    )  # fmt: skip
+    made = files(BaselineReport(arms=()), report("tuned", 3, diversity=short))
+    absent = {
+        name: made[name]["arms"][0]["absent"] for name in ("diversity_metrics.json", "passk_results.json")
+    }
+    assert absent == {
+        "diversity_metrics.json": {"distinct_3": "too short", "type_token_ratio": "no word",
+                                   "semantic": "evaluation.encoder.model names no encoder"},
+        "passk_results.json": {"collapse_point": "no answer was right"},
+    }  # fmt: skip

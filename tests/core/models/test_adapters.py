@@ -196,7 +196,7 @@ def test_a_run_never_adapts_less_than_asked(base_folder: Path):
 def test_a_head_that_is_also_the_embedding_gets_no_adapter(base_folder: Path, tmp_path: Path):
     config = PLAIN.model_copy(update={"target_modules": ("q_proj", "lm_head")})
     with pytest.raises(ConfigError, match="lm_head shares its weights"):
-        targets(config, load_folder(base_folder))
+        attach(load_folder(base_folder), config)
     assert targets(config, load_folder(build("llama-3.1", tmp_path / "m"))) == ["q_proj", "lm_head"]
 
 

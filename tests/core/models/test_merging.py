@@ -1,18 +1,22 @@
 """Folding in: rounded once, errors measured, and the base of the adapter or none."""
 
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from core.errors import ModelError
+from core.models.adapter_files import WEIGHTS
 from core.models.adapters import attach
 from core.models.config import LoraConfig, ModelConfig
 from core.models.loading import load_folder, load_model
 from core.models.merging import adapted_layers, exact_weight, fold, relative, unmerge_error
 from core.training.sft import save_adapter
+from tests.families import build
 
 IDS = torch.arange(6, 30)[None]
 KINDS = [{}, {"use_rslora": True}, {"use_dora": True}]
@@ -83,6 +87,39 @@ def test_merged_logits_are_those_of_base_and_adapter(base_folder: Path, tmp_path
     difference = float((logits(folded.model) - with_adapter).abs().max())
     assert folded.errors.logits == pytest.approx(difference, abs=1e-7)
     assert difference < 1e-4
+
+
+@pytest.mark.parametrize("held", [{"load_in_4bit": False}, {}], ids=["full", "nf4"])
+@pytest.mark.parametrize("kind", KINDS, ids=["lora", "rslora", "dora"])
+def test_an_adapter_on_an_untied_head_is_low_rank_alone_and_folds_in(tmp_path: Path, kind, held):
+    base = build("llama-3.1", tmp_path / "base")
+    config = LoraConfig(r=4, use_gradient_checkpointing=False, target_modules=("q_proj", "lm_head"), **kind)
+    model = attach(load_model(ModelConfig(name=str(base), **held), trainable=True), config)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(2):  # A moves from the second step on, for B begins at zero.
+        model.train()(input_ids=IDS, labels=IDS).loss.backward()
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_adapter(model, tmp_path / "lora")
+    parts = {
+        name.removesuffix(".weight").rsplit(".", 1)[-1] for name in load_file(tmp_path / "lora" / WEIGHTS)
+    }
+    assert parts == {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if "use_dora" in kind else set())
+    with_adapter = logits(PeftModel.from_pretrained(load_folder(base), tmp_path / "lora"))
+    folded = fold(load_folder(base), tmp_path / "lora", IDS)
+    assert torch.allclose(logits(folded.model), with_adapter, atol=1e-4)
+    if "load_in_4bit" in held:  # Rounded to four bits, the base answers otherwise.
+        assert torch.allclose(with_adapter, logits(model), atol=1e-4)
+    assert not torch.allclose(folded.model.lm_head.weight, load_folder(base).lm_head.weight, atol=1e-2)
+
+
+def test_a_head_that_came_with_an_adapter_is_refused_with_the_way_to_save_it(tmp_path: Path):
+    base = build("llama-3.1", tmp_path / "base")
+    settings = LoraConfig(r=4, use_gradient_checkpointing=False, target_modules=("q_proj", "lm_head"))
+    attach(load_folder(base), settings).save_pretrained(tmp_path / "lora", save_embedding_layers=True)
+    with pytest.raises(ModelError, match=r"lm_head\.base_layer(.|\n)*save_embedding_layers=False"):
+        fold(load_folder(base), tmp_path / "lora", IDS)
 
 
 @pytest.mark.parametrize(

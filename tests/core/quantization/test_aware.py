@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.nn.functional import linear
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from core.data.chat import IGNORE_INDEX, Encoded
 from core.errors import ConfigError, ModelError
@@ -17,6 +17,7 @@ from core.models.config import LoraConfig, ModelConfig
 from core.models.loading import load_folder, load_model
 from core.models.merging import adapted_layers, exact_weight, fold
 from core.quantization.aware import linear_layers, prepare
+from core.quantization.aware_limits import check_aware
 from core.quantization.grids import snap
 from core.sinks import ListSink
 from core.training.config import TrainingConfig
@@ -137,17 +138,54 @@ def test_embedding_and_head_are_rounded_where_files_hold_them_on_a_grid(kind, ti
     assert (found.get_input_embeddings().weight is found.get_output_embeddings().weight) == tied
 
 
-def test_a_head_with_an_adapter_is_left_alone():
-    base = LlamaForCausalLM(LlamaConfig(**families.SIZES, tie_word_embeddings=False))
-    before = base.lm_head.weight.clone()
+def with_head(base: PreTrainedModel) -> PeftModel:
     names = ("q_proj", "lm_head")
     model = attach(base, LoraConfig(r=4, use_gradient_checkpointing=False, target_modules=names))
     stir(model)
-    assert prepare(model, "Q8_0") == 12  # of 14, for two have 48 inputs
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "table"), [("Q4_0", None), ("Q8_0", "Q8_0"), ("int4", "int8"), ("int8", "int8")]
+)
+def test_a_head_with_an_adapter_computes_with_the_weight_that_files_hold(kind, table):
+    model = with_head(LlamaForCausalLM(LlamaConfig(**families.SIZES, tie_word_embeddings=False)))
     head = model.get_base_model().get_output_embeddings()
+    before = head.get_base_layer().weight.clone()
+    prepare(model, kind)
     assert torch.equal(head.get_base_layer().weight, before)
     x = torch.randn(2, 32)
-    assert torch.equal(head(x), type(head).forward(head, x))
+    if table is None:  # Q4_0 files hold it in Q6_K, which training does not round to.
+        assert torch.equal(head(x), type(head).forward(head, x))
+        return
+    update = head.lora_B["default"].weight @ head.lora_A["default"].weight
+    wanted = snap(before + head.scaling["default"] * update, table)
+    assert torch.allclose(head(x), linear(x, wanted), atol=1e-5)
+    assert not torch.allclose(head(x), type(head).forward(head, x), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_an_adapter_on_the_head_the_merged_model_is_the_one_that_was_trained(tmp_path: Path, kind):
+    torch.manual_seed(0)
+    plain = LlamaForCausalLM(LlamaConfig(**families.SIZES, tie_word_embeddings=False))
+    plain.save_pretrained(tmp_path / "base")
+    model = with_head(load_folder(tmp_path / "base"))
+    prepare(model, kind)
+    done = trained(model, tmp_path / "checkpoints")
+    save_adapter(model, tmp_path / "lora")
+    merged, errors = fold(
+        load_folder(tmp_path / "base"), tmp_path / "lora", IDS, lambda again: prepare(again, kind)
+    )
+    # Q4_0 leaves the head its adapter beside it, which is added up in another order.
+    assert errors.logits == 0.0 if kind != "Q4_0" else errors.logits < 1e-4
+    assert torch.allclose(logits(merged), logits(model), atol=0 if kind != "Q4_0" else 1e-4)
+    assert validation_loss(merged, rows(), 4) == pytest.approx(
+        dict(done.progress.eval_losses)[done.kept_step], abs=0 if kind != "Q4_0" else 1e-5
+    )
+    table = {"Q4_0": None, "Q8_0": "Q8_0"}.get(kind, "int8")
+    head = merged.get_output_embeddings().weight
+    on_grid = [torch.allclose(snap(head, each), head, rtol=1e-6, atol=0) for each in ("Q4_0", "Q8_0", "int8")]
+    assert on_grid == [False, table == "Q8_0", table == "int8"]
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
@@ -326,12 +364,24 @@ def test_adapters_without_one_rounded_weight_are_refused(base_folder: Path, chan
         adapted(base_folder, "Q4_0", **changes)
 
 
-@pytest.mark.parametrize("held", [{"load_in_4bit": True}, {"load_in_4bit": False, "load_in_8bit": True}])
-def test_a_base_that_bitsandbytes_rounded_is_refused(base_folder: Path, held):
+@pytest.mark.parametrize(
+    ("held", "key"),
+    [
+        ({"load_in_4bit": True}, "model.load_in_4bit"),
+        ({"load_in_4bit": False, "load_in_8bit": True}, "model.load_in_8bit"),
+        ({"load_in_8bit": True}, "model.load_in_8bit"),
+    ],
+)
+def test_a_base_that_bitsandbytes_rounded_is_refused_by_the_key_that_is_true(base_folder: Path, held, key):
+    with pytest.raises(ConfigError) as stated:
+        check_aware("Q4_0", ModelConfig(name="m", **held), LoraConfig(r=4, lora_dropout=0.0))
     base = load_model(ModelConfig(name=str(base_folder), **held), trainable=True)
     model = attach(base, LoraConfig(r=4, use_gradient_checkpointing=False))
-    with pytest.raises(ConfigError, match="load_in_4bit: false and load_in_8bit: false"):
+    with pytest.raises(ConfigError, match="load_in_4bit: false and load_in_8bit: false") as seen:
         prepare(model, "Q4_0")
+    assert seen.value.where == stated.value.where == key
+    assert str(seen.value) == str(stated.value)
+    assert f"held in {key[-4]} bits" in seen.value.what
 
 
 def test_another_engine_is_refused(base_folder: Path):

@@ -165,7 +165,15 @@ def test_a_process_left_behind_that_holds_the_pipe_open_is_not_waited_for(engine
 
 LIMIT = 120
 """Seconds after which something hangs: no outcome depends on how fast it comes."""
-WAITS = "import os, time\nopen({pid!r}, 'x').write(str(os.getpid()))\n{before}\nfor _ in range(6000): time.sleep(0.1)"
+WAITS = """
+import os, time
+try:
+    open({pid!r}, 'x').write(str(os.getpid()))
+    {before}
+    for _ in range(6000): time.sleep(0.1)
+finally:
+    open({pid!r} + '-asked', 'x').close()
+"""
 
 
 @pytest.fixture
@@ -207,11 +215,9 @@ def is_gone(pid: int, within: float = LIMIT) -> bool:
 @pytest.mark.parametrize("is_stubborn", [False, True])
 def test_ctrl_c_ends_the_process_before_it_travels_on(engine, tmp_path: Path, monkeypatch, is_stubborn: bool):
     monkeypatch.setattr(apart, "GRACE", 0.3 if is_stubborn else 60.0)
-    asked = tmp_path / "asked"
-    # What is stopped hears of nothing but SIGKILL; the other one writes down that it was asked first.
-    deaf = "import signal; os.kill(os.getpid(), signal.SIGSTOP)"
-    polite = f"import atexit; atexit.register(lambda: open({str(asked)!r}, 'x').close())"
-    given = waiting(engine, tmp_path / "pid", deaf if is_stubborn else polite)
+    # What is stopped hears of nothing but SIGKILL.
+    deaf = "import signal; os.kill(os.getpid(), signal.SIGSTOP)" if is_stubborn else ""
+    given = waiting(engine, tmp_path / "pid", deaf)
 
     over = threading.Event()
     # A shell that starts the tests in the background has it ignored.
@@ -231,7 +237,7 @@ def test_ctrl_c_ends_the_process_before_it_travels_on(engine, tmp_path: Path, mo
     signal.signal(signal.SIGINT, before)
     assert is_gone(read_pid(tmp_path / "pid"), 0.0)
     assert psutil.Process().children() == []
-    assert asked.exists() is not is_stubborn
+    assert (tmp_path / "pid-asked").exists() is not is_stubborn
     assert not list(tmp_path.glob(".*.part"))
 
 
