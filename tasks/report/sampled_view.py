@@ -126,8 +126,14 @@ def _worth(drawn: Diversity) -> Iterator[tuple[str, str]]:
         yield f"DER@{last.k} (equal to independent tries)", _ratio(last)
         share = numbers.ABSENT if last.efficiency is None else numbers.percent(last.efficiency)
         yield f"Gain of {_tries(last.k)}, of what independent ones gain", share
-    within = f"not within {drawn.samples}" if drawn.collapse_point is None else str(drawn.collapse_point)
-    yield f"One more try adds under {_few(drawn)} from", within
+    if last.k > 1:
+        yield f"One more try adds under {_few(drawn)} from", _collapsed(drawn)
+
+
+def _collapsed(drawn: Diversity) -> str:
+    if drawn.collapse_point is not None:
+        return str(drawn.collapse_point)
+    return f"not within {drawn.samples}" if drawn.tries[-1].pass_at else "none right"
 
 
 def _ratio(last: AtK) -> str:
