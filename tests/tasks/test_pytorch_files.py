@@ -15,7 +15,7 @@ from tasks.context import RunContext, running
 from tasks.file_story import scored_line
 from tasks.ladder import Bench, set_up
 from tasks.pytorch_files import make_pytorch
-from tasks.quantize import figures, make_others
+from tasks.quantize import figures, make_others, summed_up
 from tests.tasks.test_ladder import CONFIG, LAX, Made, climbed, fresh
 
 
@@ -69,6 +69,8 @@ def test_its_numbers_are_tracked_and_its_answers_kept(finished: Finished) -> Non
     assert len(finished.rows) == 9
     assert {"answer", "prompt_ids", "token_f1"} <= set(finished.rows[0])
     assert "test questions it scored token_f1" in scored_line(finished.file)
+    score, size = finished.file.evaluation.value, finished.file.bytes / 1e6
+    assert summed_up(finished.report).endswith(f"pytorch int8 {score:.3f} ({size:.1f} MB)")
 
 
 def test_models_that_are_no_longer_asked_for_are_gone(finished: Finished, tmp_path: Path) -> None:
