@@ -53,7 +53,7 @@ def test_the_run_config_lists_them() -> None:
     ("blocks", "key"),
     [
         ({"model": {"name": "m"}}, "model.load_in_4bit"),
-        ({"model": {"name": "m", "load_in_8bit": True}}, "model.load_in_4bit"),
+        ({"model": {"name": "m", "load_in_8bit": True}}, "model.load_in_8bit"),
         ({"model": {"name": "m", "load_in_4bit": False, "framework": "unsloth"}}, "model.framework"),
         ({"model": {"name": "m", "load_in_4bit": False, "framework": "fused"}}, "model.framework"),
         ({"lora": {"use_dora": True}}, "lora.use_dora"),
