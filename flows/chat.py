@@ -1,6 +1,5 @@
 """Talk to the model a workspace has released, or to its base with adapters of one's choice."""
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Union
 from core.artifacts import is_unchanged
 from core.config import Frozen
 from core.errors import ConfigError, DataError
+from tasks.workspace import read_object
 
 if TYPE_CHECKING:
     from core.deployment.llama import LlamaRuntime
@@ -50,7 +50,9 @@ def _talk_to_adapters(workspace: Path, options: ChatOptions) -> int:
 
     folders = named_folders(options.adapters)
     runtime = load_runtime(workspace, folders)
-    conversation = Conversation(runtime, habits_of(_json(workspace / "bundle/model-config.json")), options)
+    conversation = Conversation(
+        runtime, habits_of(read_object(workspace / "bundle/model-config.json")), options
+    )
     return _talk(conversation, options.prompt, lambda wanted: switched(runtime, wanted))
 
 
@@ -86,8 +88,8 @@ def released_model(workspace: Path) -> Served:
     Raises:
         ConfigError: If there is none, or its file is not the one that was released.
     """
-    release = _json(workspace / ".factory/release.json")
-    config = _json(workspace / "bundle/model-config.json")
+    release = read_object(workspace / ".factory/release.json")
+    config = read_object(workspace / "bundle/model-config.json")
     if not release or not config:
         raise ConfigError(
             "no released model here",
@@ -115,14 +117,6 @@ def released_model(workspace: Path) -> Served:
 def habits_of(config: dict[str, Any]) -> Habits:
     """Pick out of a bundle's model-config.json how to ask; of an empty one, the defaults."""
     return Habits(**{name: config[name] for name in Habits.model_fields if name in config})
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content
 
 
 class Conversation:

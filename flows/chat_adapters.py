@@ -1,9 +1,8 @@
 """`factory chat --adapter`: talk to a workspace's base model with adapters that are switched as one goes."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.errors import ConfigError, ModelError
 
@@ -64,11 +63,11 @@ def load_runtime(workspace: Path, adapters: dict[str, Path]) -> "AdapterRuntime"
 
 def _trained_from(workspace: Path) -> tuple[Path, Path]:
     """Return the folders of the base and of the merged model."""
-    from tasks.workspace import HERE, Workspace
+    from tasks.workspace import HERE, Workspace, read_object
 
     place = Workspace(workspace)
-    artifact = _json(place.phase_record("finetune")).get("result", {}).get("artifact", {})
-    base, merged = _json(place.private / "base.json").get("folder"), artifact.get("path")
+    artifact = read_object(place.phase_record("finetune")).get("result", {}).get("artifact", {})
+    base, merged = read_object(place.private / "base.json").get("folder"), artifact.get("path")
     if not base or not merged:
         raise ConfigError(
             "no model was trained here",
@@ -80,14 +79,6 @@ def _trained_from(workspace: Path) -> tuple[Path, Path]:
         if not folder.is_dir():
             raise ConfigError(f"{folder} is gone", where=str(workspace), fix="run the factory again")
     return folders
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def switched(runtime: "AdapterRuntime", wanted: str) -> str:

@@ -1,9 +1,11 @@
 """Where everything of a run lies (the workspace contract)."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -12,6 +14,15 @@ from core.errors import ConfigError
 
 HERE = "{workspace}"
 """Stands for the workspace's folder in the records of phases, so that a workspace may be moved."""
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Read what a run left as a JSON object; an empty one where there is none, or something else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 class Workspace:
