@@ -13,6 +13,11 @@
 A closed gate is not an error of the program; see ``gates.verdict.GateClosed``.
 """
 
+import errno
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of an ``OSError`` that says there is no room for what was to be written."""
+
 
 class FactoryError(Exception):
     """Base of every deliberate error."""

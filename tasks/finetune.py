@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +23,8 @@ from tasks.data_figures import track_reads
 from tasks.phase import Outcome, phase
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+
     from core.data.chat import ChatTokenizer
     from core.models.merging import MergeErrors
     from core.training.job import Job
@@ -188,28 +190,17 @@ def _train_here(
     rows: "Rows",
     aware: AwareType | None,
 ) -> "Tuned":
-    from core.models.adapters import attach
-    from core.models.loading import load_model
-    from core.quantization.aware import prepare as let_round
-    from core.training.sft import finetune as run
-    from core.training.sft import save_adapter
+    from core.training.sft import carry_out
 
-    adapted = attach(load_model(job.model, trainable=True), job.lora)
-    if aware:
-        let_round(adapted, aware)
-    tuned = run(
-        adapted,
+    return carry_out(
+        job,
         prepared.inputs,
-        job.training,
-        checkpoints=job.checkpoints,
-        fingerprint=job.fingerprint,
         sink=sink,
         on_checkpoint=status.checkpointed,
         on_start=lambda progress: status.resumed(progress.step),
         rows=rows,
+        ready=rounding(aware),
     )
-    save_adapter(adapted, job.adapter)
-    return tuned
 
 
 def _train_apart(
@@ -224,6 +215,15 @@ def _train_apart(
         job, prepared.inputs, log=log, sink=sink,
         on_checkpoint=status.checkpointed, on_start=lambda progress: status.resumed(progress.step),
     )  # fmt: skip
+
+
+def rounding(aware: AwareType | None) -> "Callable[[PeftModel], object] | None":
+    """Return what lets an adapted model round its weights, before it is trained and before it is folded."""
+    if aware is None:
+        return None
+    from core.quantization.aware import prepare
+
+    return functools.partial(prepare, kind=aware)
 
 
 class WatcherSink:
@@ -272,14 +272,12 @@ def fold(
     from core.artifacts import atomic_path
     from core.models.loading import load_folder
     from core.models.merging import fold as fold_adapter
-    from core.quantization.aware import prepare as let_round
     from core.training.sft import validation_loss
 
     model = load_folder(base.path)
     # Whole examples would take 16 bytes a token and vocabulary entry.
     probe = torch.tensor([prepared.inputs.train[0].input_ids[:PROBE]], device=model.device)
-    ready = functools.partial(let_round, kind=aware) if aware else None
-    folded, errors = fold_adapter(model, adapter, probe, ready)
+    folded, errors = fold_adapter(model, adapter, probe, rounding(aware))
     loss = validation_loss(folded, prepared.inputs, rows)
     chat = prepared.chat
     # What was trained is what must be served: this template, and an end at these tokens.

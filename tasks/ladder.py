@@ -18,6 +18,8 @@ from tasks.uses import use_test_set
 if TYPE_CHECKING:
     from core.deployment.llama import LlamaRuntime
     from core.deployment.llama.scoring import Encode
+    from core.evaluation.evaluate import Evaluated
+    from core.evaluation.responders import Responder
     from core.quantization.reference import Compute, Passage, Reference
 
 Rows = list[dict[str, Any]]
@@ -194,27 +196,16 @@ def examine(context: RunContext, path: Path, kind: str, bench: Bench) -> tuple[Q
     """
     from core.deployment.llama import LlamaRuntime
     from core.deployment.llama.scoring import LlamaScorer
-    from core.evaluation.evaluate import evaluate
     from core.quantization.reference import distance
 
     digest = file_digest(path)
     with LlamaRuntime(path, context_length=bench.opened, threads=context.threads) as runtime:
-        result = evaluate(
-            LlamaScorer(runtime, bench.prepare, bench.encode),
-            bench.test,
-            bench.config,
-            arm=kind,
-            model_digest=digest,
-            clock=time.monotonic,
-            tick=lambda done, total: context.watcher.advanced("quantize", done, total, f"{kind} questions"),
-            tools=tools_for(context, "quantize", kind),
-        )
+        result = ask(context, LlamaScorer(runtime, bench.prepare, bench.encode), kind, digest, bench)
         apart = distance(file_logits(runtime), bench.references, answers_only=True)
         speaks = (
             runtime.generate(bench.references[0].ids, max_new_tokens=4).token_ids if bench.references else []
         )
         load = runtime.load_seconds
-    use_test_set(result.report.split_digest, "quantize", kind)
     broken, fixed = flips(bench.merged, result.rows, bench.config.primary_metric)
     measured = QuantizedFile(
         type=kind,
@@ -227,11 +218,34 @@ def examine(context: RunContext, path: Path, kind: str, bench: Bench) -> tuple[Q
         distance=apart,
         broken=broken,
         fixed=fixed,
-        text_agreement=1 - differing(bench.merged, result.rows, "answer") / len(result.rows),
+        text_agreement=text_agreement(bench.merged, result.rows),
         load_seconds=load,
         evaluation=result.report,
     )
     return measured, result.rows
+
+
+def ask(context: RunContext, model: "Responder", arm: str, digest: str, bench: Bench) -> "Evaluated":
+    """Ask a file, whatever runs it, the test questions."""
+    from core.evaluation.evaluate import evaluate
+
+    result = evaluate(
+        model,
+        bench.test,
+        bench.config,
+        arm=arm,
+        model_digest=digest,
+        clock=time.monotonic,
+        tick=lambda done, total: context.watcher.advanced("quantize", done, total, f"{arm} questions"),
+        tools=tools_for(context, "quantize", arm),
+    )
+    use_test_set(result.report.split_digest, "quantize", arm)
+    return result
+
+
+def text_agreement(merged: Rows, rows: Rows) -> float:
+    """Return the share of questions answered with exactly the merged model's text."""
+    return 1 - differing(merged, rows, "answer") / len(rows)
 
 
 def flips(merged: Rows, rows: Rows, metric: str) -> tuple[int, int]:

@@ -40,6 +40,7 @@ READS = (
     "core.training.checkpoints",
     "core.training.head",
     "core.training.hints",
+    "core.training.job",
     "core.training.language",
     "core.training.loop",
     "core.training.memory",

@@ -7,7 +7,6 @@ is not used: it hashes paths rather than contents, does not see edits in core, a
 notice when an output was changed or deleted.
 """
 
-import errno
 import functools
 import inspect
 import json
@@ -27,7 +26,7 @@ from pydantic import BaseModel, ValidationError
 
 from core.artifacts import PhaseResult, fingerprint, is_unchanged, path_digest, source_digest, write_json
 from core.config import Frozen
-from core.errors import ResourceError
+from core.errors import DISK_FULL, ResourceError
 from tasks.context import RunContext, current
 from tasks.events import PhaseState
 from tasks.workspace import HERE
@@ -188,7 +187,7 @@ def disk_full_explained(context: RunContext) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
         raise ResourceError(
             "the disk is full",

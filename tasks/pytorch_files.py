@@ -1,8 +1,6 @@
 """Make quantized PyTorch models from the merged model, and examine each as it is loaded from its file."""
 
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from core.artifacts import path_digest
 from core.errors import ModelError
@@ -10,17 +8,13 @@ from core.quantization.config import PytorchType
 from core.quantization.reports import PytorchFile
 from tasks.chat_tokens import chat_tokenizer
 from tasks.context import RunContext
-from tasks.measure import tools_for
+from tasks.ladder import Bench, Rows, ask, text_agreement
 from tasks.onnx_files import forget_others
-from tasks.uses import use_test_set
-
-if TYPE_CHECKING:
-    from tasks.ladder import Bench, Rows
 
 
 def make_pytorch(
-    context: RunContext, merged: Path, target: Path, kinds: tuple[PytorchType, ...], bench: "Bench"
-) -> list[tuple[PytorchFile, "Rows"]]:
+    context: RunContext, merged: Path, target: Path, kinds: tuple[PytorchType, ...], bench: Bench
+) -> list[tuple[PytorchFile, Rows]]:
     """Write one folder per type and measure it, on the CPU; the target holds these and nothing else.
 
     Args:
@@ -46,15 +40,12 @@ def make_pytorch(
     return made
 
 
-def measure(
-    context: RunContext, folder: Path, kind: PytorchType, bench: "Bench"
-) -> tuple[PytorchFile, "Rows"]:
+def measure(context: RunContext, folder: Path, kind: PytorchType, bench: Bench) -> tuple[PytorchFile, Rows]:
     """Run one model on the test split, as merged models are run, and hold it against the merged one.
 
     Raises:
         ModelError: If it computes logits that are no numbers.
     """
-    from core.evaluation.evaluate import evaluate
     from core.evaluation.generation import TorchResponder
     from core.quantization.byte_model import WEIGHTS_FILE
     from core.quantization.dynamic import load_dynamic
@@ -65,25 +56,15 @@ def measure(
     if apart is None:
         fix = "leave this type out of quantization.pytorch"
         raise ModelError("the 8-bit model computes logits that are no numbers", where=str(folder), fix=fix)
-    result = evaluate(
-        TorchResponder(model, chat_tokenizer(folder, "chatml"), bench.config.batch_size),
-        bench.test,
-        bench.config,
-        arm=arm,
-        model_digest=digest,
-        clock=time.monotonic,
-        tick=lambda done, total: context.watcher.advanced("quantize", done, total, f"{arm} questions"),
-        tools=tools_for(context, "quantize", arm),
-    )
-    use_test_set(result.report.split_digest, "quantize", arm)
-    equal = [row["answer"] == before["answer"] for before, row in zip(bench.merged, result.rows, strict=True)]
+    responder = TorchResponder(model, chat_tokenizer(folder, "chatml"), bench.config.batch_size)
+    result = ask(context, responder, arm, digest, bench)
     measured = PytorchFile(
         type=kind,
         path=folder.relative_to(context.workspace.root).as_posix(),
         digest=digest,
         bytes=(folder / WEIGHTS_FILE).stat().st_size,
         distance=apart,
-        text_agreement=sum(equal) / len(equal),
+        text_agreement=text_agreement(bench.merged, result.rows),
         evaluation=result.report,
     )
     return measured, result.rows

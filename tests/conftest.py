@@ -1,6 +1,8 @@
 """Tiny models and tokenizers that tests share; everything is made here, nothing is downloaded."""
 
 import os
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,20 @@ def base_folder(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("models") / "base"
     save_model(tiny_llama(tokenizer), tokenizer, folder)
     return folder
+
+
+@pytest.fixture
+def disk_of(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A real file system of a given size, such as 256k; one a test."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mounted(size: str) -> Path:
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+        if os.getuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+            pytest.skip("mounting a small disk needs root")
+        return place
+
+    yield mounted
+    if place.is_mount():
+        subprocess.run(["umount", str(place)], check=True)

@@ -16,6 +16,7 @@ from core.deployment.llama import Completion
 from core.errors import DataError
 from core.evaluation.inference import borrowed, own_randomness
 from core.models.adapter_set import AdapterSet
+from core.models.hf import window_of
 from core.models.loading import load_folder
 from core.models.seed import seed_step
 
@@ -65,8 +66,7 @@ class AdapterRuntime:
     @property
     def window(self) -> int | None:
         """Tokens of prompt and answer together, or None if the model names no limit."""
-        found = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return found if isinstance(found, int) else None
+        return window_of(self.model.config)
 
     def generate(
         self,

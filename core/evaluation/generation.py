@@ -12,6 +12,7 @@ from core.evaluation.inference import borrowed, in_batches, own_randomness
 from core.evaluation.likelihood import affordable, token_losses
 from core.evaluation.responders import Answer, Message, Scored, Tick
 from core.evaluation.shown import shown_examples
+from core.models.hf import window_of
 from core.models.seed import seed_step
 
 WINDOW = 1024
@@ -33,9 +34,7 @@ class TorchResponder:
     @property
     def window(self) -> int | None:
         """Positions that the model knows, or None if its settings name none."""
-        config = self.model.config.get_text_config()
-        found = getattr(config, "max_position_embeddings", None)
-        return found if isinstance(found, int) else None
+        return window_of(self.model.config)
 
     def prompt_length(self, messages: Sequence[Message]) -> int:
         """Count the tokens of a conversation as a prompt."""

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from core.errors import ModelError
 from core.models.config import Framework, LoraConfig, ModelConfig
@@ -82,6 +82,12 @@ def read_weights(
         )
     whole: PreTrainedModel = model
     return whole if held else moved(whole, device)
+
+
+def window_of(config: PretrainedConfig) -> int | None:
+    """Return the positions that a model knows, or None if its settings name none."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
 
 
 def is_quantized(model: torch.nn.Module) -> bool:

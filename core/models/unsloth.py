@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from core.errors import ConfigError
 from core.models.config import Framework, LoraConfig, ModelConfig
-from core.models.hf import peft_settings
+from core.models.hf import peft_settings, window_of
 from core.models.quantized import quantization_of, ready_for_training
 from core.models.seed import seed_everything
 
@@ -72,9 +72,8 @@ def within_window(config: ModelConfig) -> int:
     """Return the longest example, if the model's positions reach that far."""
     from transformers import AutoConfig
 
-    settings = AutoConfig.from_pretrained(config.name, trust_remote_code=False).get_text_config()
-    window = getattr(settings, "max_position_embeddings", None)
-    if isinstance(window, int) and config.max_seq_length > window:
+    window = window_of(AutoConfig.from_pretrained(config.name, trust_remote_code=False))
+    if window is not None and config.max_seq_length > window:
         raise ConfigError(
             f"{config.max_seq_length} tokens exceed the model's own window of {window}, and unsloth would rescale positions",
             where="model.max_seq_length",

@@ -3,7 +3,6 @@
 PyTorch's converter is deprecated without a successor for LSTM and GRU; this is the one place that calls it.
 """
 
-import errno
 import os
 import warnings
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from core.errors import ModelError, ResourceError
+from core.errors import DISK_FULL, ModelError, ResourceError
 from core.models.failures import first_line
 from core.quantization.byte_model import (
     BIAS,
@@ -123,7 +122,7 @@ def _written(tensors: dict[str, Tensor], header: dict[str, str], path: Path) -> 
         save_file(tensors, path, metadata=header)
     except SafetensorError as error:
         # All that this library says of the operating system's reason is its text.
-        for number in (errno.ENOSPC, errno.EDQUOT):
+        for number in DISK_FULL:
             if os.strerror(number) in str(error):
                 raise OSError(number, os.strerror(number), str(path)) from error
         raise

@@ -1,6 +1,5 @@
 """What crosses between a run and its training process: the job, and the errors it may end with. Loads no engine."""
 
-import errno
 import json
 import os
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from typing import Any
 
 from core.config import Frozen
 from core.errors import (
+    DISK_FULL,
     ArtifactChanged,
     ConfigError,
     DataError,
@@ -33,7 +33,6 @@ _KINDS: dict[str, type[FactoryError]] = {
     )
 }
 _MEMORY, _DISK = "memory", "disk"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Job(Frozen):
@@ -76,7 +75,7 @@ def told(error: BaseException, *, out_of_memory: bool) -> dict[str, Any]:
     text = f"{type(error).__name__}: {error}".rstrip(": ")
     if out_of_memory:
         return {"kind": _MEMORY, "what": text}
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         return {"kind": _DISK, "errno": error.errno, "where": str(error.filename or "")}
     return {"kind": "", "what": text}
 

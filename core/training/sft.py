@@ -15,12 +15,15 @@ from transformers import PreTrainedModel
 from core.artifacts import atomic_path, write_json
 from core.data.batches import collate, step_batches
 from core.errors import ConfigError
+from core.models.adapters import attach
 from core.models.base_identity import write_identity
 from core.models.engines import framework_of
+from core.models.loading import load_model
 from core.models.quantized import base_format, count_weights
 from core.sinks import MetricSink
 from core.training.checkpoints import TrainingCheckpoints
 from core.training.config import TrainingConfig
+from core.training.job import Job
 from core.training.language import LanguageStep, autocast, mean_loss
 from core.training.loop import Plan, Progress, StepLoss, Validation, train
 from core.training.memory import MicroBatches, explained
@@ -114,6 +117,45 @@ def finetune(
     with explained():
         tuning = _Tuning(model, rows or Rows(inputs, config), config, checkpoints, fingerprint, on_checkpoint)
         return tuning.run(sink, on_start)
+
+
+def carry_out(
+    job: Job,
+    inputs: SftInputs,
+    *,
+    sink: MetricSink,
+    on_checkpoint: Callable[[], None],
+    on_start: Callable[[Progress], None],
+    rows: Rows | None = None,
+    ready: Callable[[PeftModel], object] | None = None,
+) -> Tuned:
+    """Load the base, put an adapter on it, train it and save it; see ``finetune``.
+
+    Args:
+        job: What is to be trained, and where it goes.
+        inputs: Tokenized training and validation examples.
+        sink: Receives the metrics of every step.
+        on_checkpoint: Called after each saved state.
+        on_start: Called once with the progress training continues from.
+        rows: ``Rows(inputs, job.training)``, if it was made before.
+        ready: What is done to the adapted model first, such as letting it round its weights.
+    """
+    adapted = attach(load_model(job.model, trainable=True), job.lora)
+    if ready:
+        ready(adapted)
+    tuned = finetune(
+        adapted,
+        inputs,
+        job.training,
+        checkpoints=job.checkpoints,
+        fingerprint=job.fingerprint,
+        sink=sink,
+        on_checkpoint=on_checkpoint,
+        on_start=on_start,
+        rows=rows,
+    )
+    save_adapter(adapted, job.adapter)
+    return tuned
 
 
 def _require_possible(model: PeftModel, inputs: SftInputs, config: TrainingConfig) -> None:

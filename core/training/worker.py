@@ -99,25 +99,18 @@ def main(arguments: list[str]) -> int:
 def _train(folder: Path, channel: Channel) -> None:
     handed = HandedOver.model_validate_json((folder / JOB).read_bytes())
     job, choice = handed.job, _engine(handed, channel)
-    from core.models.adapters import attach
-    from core.models.loading import load_model
     from core.training.handover import take_over, values_of
-    from core.training.sft import finetune, save_adapter
+    from core.training.sft import carry_out
 
     # What was chosen once is not chosen, and told, again.
-    model = load_model(job.model.model_copy(update={"framework": choice.framework}), trainable=True)
-    adapted = attach(model, job.lora)
-    tuned = finetune(
-        adapted,
+    chosen = job.model.model_copy(update={"framework": choice.framework})
+    tuned = carry_out(
+        job.model_copy(update={"model": chosen}),
         take_over(folder, handed),
-        job.training,
-        checkpoints=job.checkpoints,
-        fingerprint=job.fingerprint,
         sink=channel,
         on_checkpoint=channel.saved,
         on_start=channel.started,
     )
-    save_adapter(adapted, job.adapter)
     channel.tell("done", tuned=values_of(tuned))
 
 

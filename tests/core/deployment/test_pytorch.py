@@ -1,11 +1,9 @@
 """The folder of an 8-bit PyTorch model: whole, or not there; its script answers without the project."""
 
 import ast
-import os
 import runpy
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,14 +85,8 @@ def test_a_broken_model_is_refused_and_leaves_nothing(merged: Path, tmp_path: Pa
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(place)]
-    if os.getuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
-        pytest.skip("mounting a small disk needs root")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+def small_disk(disk_of: Callable[[str], Path]) -> Path:
+    return disk_of("96k")
 
 
 def test_a_full_disk_is_named_and_left_empty(small_disk: Path, merged: Path) -> None:
