@@ -1,21 +1,27 @@
 """The PyTorch rung at work on a tiny model: made, loaded from its file, asked, judged, reported."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 
 from core.artifacts import path_digest, scratch_beside
 from core.errors import ModelError
+from core.evaluation.generation import TorchResponder
 from core.quantization.config import QuantizationConfig
+from core.quantization.dynamic import load_dynamic
 from core.quantization.reports import OnnxBenchmark, OnnxFile, PytorchFile, QuantReport
 from gates.quantization_verified import quantization_verified
+from tasks.chat_tokens import chat_tokenizer
 from tasks.context import RunContext, running
 from tasks.file_story import scored_line
-from tasks.ladder import Bench, set_up
+from tasks.ladder import Bench, ask, set_up
 from tasks.pytorch_files import make_pytorch
 from tasks.quantize import figures, make_others, summed_up
+from tasks.test_uses import count_uses
 from tests.tasks.test_ladder import CONFIG, LAX, Made, climbed, fresh
 
 
@@ -71,6 +77,17 @@ def test_its_numbers_are_tracked_and_its_answers_kept(finished: Finished) -> Non
     assert "test questions it scored token_f1" in scored_line(finished.file)
     score, size = finished.file.evaluation.value, finished.file.bytes / 1e6
     assert summed_up(finished.report).endswith(f"pytorch int8 {score:.3f} ({size:.1f} MB)")
+
+
+def test_a_file_that_is_asked_counts_as_a_use_of_the_test_set(finished: Finished, tmp_path: Path) -> None:
+    ledger, run = tmp_path / "uses.jsonl", SimpleNamespace(run_id="r")
+    context = replace(finished.context, test_uses=ledger, tracker=run)
+    model = TorchResponder(load_dynamic(finished.context.workspace.root / finished.file.path),
+                           chat_tokenizer(finished.made.merged, "chatml"), 4)  # fmt: skip
+    with running(context):
+        result = ask(context, model, "pytorch-int8", finished.file.digest, finished.bench)
+    assert count_uses(ledger, result.report.split_digest).evaluations == 1
+    assert '"phase":"quantize","arm":"pytorch-int8"' in ledger.read_text().replace(" ", "")
 
 
 def test_models_that_are_no_longer_asked_for_are_gone(finished: Finished, tmp_path: Path) -> None:
