@@ -170,6 +170,53 @@ def doctor(
     raise typer.Exit(show_doctor(fast=fast, as_json=json_))
 
 
+bench = typer.Typer(help="Measure this machine.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("finetune")
+def bench_finetune(
+    peers: Annotated[
+        str, typer.Option(help="Of hf, hf-plain, liger and unsloth; empty for none.")
+    ] = "hf,liger,unsloth",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="llama-1b, llama-8b, qwen3-4b, gemma3-1b and others (random weights), or a folder; may be repeated."
+        ),
+    ] = None,
+    seq: Annotated[int, typer.Option(help="Tokens of a row.")] = 2048,
+    rows: Annotated[int, typer.Option(help="Rows of a step.")] = 8,
+    micro_batch: Annotated[int | None, typer.Option(help="Rows of a forward pass; default all.")] = None,
+    storage: Annotated[str, typer.Option(help="nf4 or bf16.")] = "nf4",
+    rank: Annotated[int, typer.Option(help="Rank of the adapter.")] = 16,
+    checkpointing: Annotated[str, typer.Option(help="on or off: compute activations again.")] = "on",
+    budget: Annotated[str, typer.Option(help="GiB for kept activations, or auto; ours only.")] = "auto",
+    steps: Annotated[int, typer.Option(help="Timed steps.")] = 20,
+    warmup: Annotated[int, typer.Option(help="Steps before them.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Run all systems so many times, there and back.")] = 1,
+    packed: Annotated[bool, typer.Option("--packed", help="Rows of several documents.")] = False,
+    labels: Annotated[str, typer.Option(help="all, or half: answers only.")] = "all",
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Trace three steps of ours, by kind of work.")
+    ] = False,
+    ours: Annotated[str, typer.Option(help="The system that the peers stand beside.")] = "fused",
+    timeout: Annotated[int, typer.Option(help="Seconds for one process.")] = 1800,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
+    scratch: Annotated[Path | None, typer.Option(help="Folder of random bases; default the cache.")] = None,
+    json_: Json = False,
+) -> None:
+    """Time a fine-tuning step of ours beside the peers', after checking that they compute the same."""
+    from flows.bench.finetune import bench_finetune as measure
+    from flows.bench.options import Asked
+
+    asked = Asked(
+        peers, tuple(model or ["llama-1b"]), seq, rows, micro_batch, storage, rank, checkpointing, budget, steps, warmup,
+        rounds, packed, labels, profile, ours, timeout,
+    )  # fmt: skip
+    raise typer.Exit(measure(asked, out=out, scratch=scratch, as_json=json_))
+
+
 def main() -> NoReturn:
     """Run the command line and turn errors into messages and exit codes."""
     sys.exit(guarded(app))

@@ -191,3 +191,27 @@ def server_environment(settings: Settings, extra: Mapping[str, str]) -> dict[str
         whole.pop(name, None)
     whole["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")]))
     return whole | dict(extra)
+
+
+def measuring_environment(scratch: Path) -> dict[str, str]:
+    """Return the whole environment of a measuring process: no network, and one allocator for every system.
+
+    Args:
+        scratch: Folder for what libraries compile; it goes away afterwards.
+    """
+    segments = "expandable_segments:True"
+    return dict(os.environ) | {
+        # The first name is that of PyTorch up to 2.9. Unsloth sets it by itself, so all get it.
+        "PYTORCH_CUDA_ALLOC_CONF": segments,
+        "PYTORCH_ALLOC_CONF": segments,
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "UNSLOTH_DISABLE_STATISTICS": "1",
+        "UNSLOTH_AUTO_INSTALL": "0",
+        "UNSLOTH_COMPILE_LOCATION": str(scratch / "unsloth_compiled"),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")])),
+    }

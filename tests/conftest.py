@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+
+# transformers imports Triton, and Triton asks only then whether kernels are to be interpreted, which needs no GPU.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from core.models.scratch import LlamaShape, build_llama, save_model, train_tokenizer

@@ -38,6 +38,10 @@ def engine_named(name: Framework) -> Engine:
         from core.models.unsloth import UnslothEngine
 
         return UnslothEngine()
+    if name == "fused":
+        from core.models.fused.engine import FusedEngine
+
+        return FusedEngine()
     from core.models.hf import HfEngine
 
     return HfEngine()

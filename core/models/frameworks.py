@@ -5,7 +5,7 @@ import importlib.util
 import warnings
 from typing import NamedTuple
 
-from core.errors import ConfigError, ModelError, UserError
+from core.errors import ModelError, UserError
 from core.models.config import Framework, ModelConfig
 
 INSTALL_UNSLOTH = "pip install 'data-factory[unsloth]'"
@@ -13,7 +13,7 @@ STOCK = "model.framework: hf trains the same adapter with the stock kernels"
 
 
 class FrameworkNotice(UserWarning):
-    """Another engine than the chosen one is used, as the config allows."""
+    """Another engine than the chosen one is used, as the config allows, or the chosen one without its kernels."""
 
 
 class Choice(NamedTuple):
@@ -21,7 +21,7 @@ class Choice(NamedTuple):
 
     framework: Framework
     notice: str | None = None
-    """Why it is not the one that was asked for."""
+    """Why it is not the one that was asked for, or not what was hoped of it."""
 
 
 def edits_libraries(framework: Framework) -> bool:
@@ -34,26 +34,39 @@ def choose_framework(config: ModelConfig, *, has_gpu: bool) -> Choice:
 
     Args:
         config: The model block.
-        has_gpu: A GPU that PyTorch can use is here; matters to unsloth only.
+        has_gpu: A GPU that the engine can use is here; hf does not ask.
 
     Raises:
         UserError: If the one asked for cannot work here and ``fall_back`` is false.
     """
     obstacle = find_obstacle(config.framework, has_gpu=has_gpu)
-    return fallen_back(config, obstacle) if obstacle else Choice(config.framework)
+    if obstacle:
+        return fallen_back(config, obstacle)
+    return Choice(config.framework, find_caveat(config.framework, has_gpu=has_gpu))
 
 
 def find_obstacle(framework: Framework, *, has_gpu: bool) -> UserError | None:
     """Say why an engine cannot work here; None if it can."""
     where = "model.framework"
-    if framework == "fused":
-        return ConfigError("the fused kernels are not built yet", where=where, fix=STOCK)
     if framework == "unsloth" and importlib.util.find_spec("unsloth") is None:
         return ModelError("unsloth is not installed", where=where, fix=f"{INSTALL_UNSLOTH}; or {STOCK}")
     if framework == "unsloth" and not has_gpu:
         what = "unsloth needs a GPU, and PyTorch finds none"
         return ModelError(what, where=where, fix=f"run on a machine with one; or {STOCK}")
     return None
+
+
+def find_caveat(framework: Framework, *, has_gpu: bool) -> str | None:
+    """Say why an engine that works here is no faster than hf; None if nothing is known to keep it from it.
+
+    Args:
+        framework: The engine.
+        has_gpu: An NVIDIA GPU is here.
+    """
+    if framework != "fused" or (has_gpu and importlib.util.find_spec("triton")):
+        return None
+    missing = "there is no NVIDIA GPU here" if not has_gpu else "Triton is not installed"
+    return f"{missing}: fused trains with the plain definitions of its kernels, and hf is as good"
 
 
 def fallen_back(config: ModelConfig, obstacle: UserError) -> Choice:
@@ -72,15 +85,16 @@ def prepare_framework(config: ModelConfig) -> Choice:
     it replaces the classes, so what hf loads after that runs unsloth's. Both are why a run trains with it in a
     process of its own, see ``edits_libraries`` and ``core.training.apart``; a program that calls ``load_model`` with it
     should do as ``core.training.worker`` does. Every function that loads a model for training calls this again, so
-    forgetting the early call costs speed, not correctness. Nothing is imported unless the config asks for unsloth.
+    forgetting the early call costs speed, not correctness. Nothing is imported where the config asks for hf.
 
     Returns:
-        The engine to use; a fall-back is also told as a ``FrameworkNotice`` warning.
+        The engine to use; a fall-back, and kernels that cannot run here, are also told as a ``FrameworkNotice``
+        warning.
 
     Raises:
         UserError: If the engine cannot work here and ``fall_back`` is false.
     """
-    choice = choose_framework(config, has_gpu=config.framework == "unsloth" and _sees_gpu())
+    choice = choose_framework(config, has_gpu=config.framework != "hf" and _sees_gpu(config.framework))
     if choice.framework == "unsloth":
         try:
             importlib.import_module("unsloth")
@@ -97,7 +111,8 @@ def prepare_framework(config: ModelConfig) -> Choice:
     return choice
 
 
-def _sees_gpu() -> bool:
+def _sees_gpu(framework: Framework) -> bool:
+    """Tell whether PyTorch finds a GPU; AMD's count for unsloth alone."""
     import torch
 
-    return torch.cuda.is_available()
+    return torch.cuda.is_available() and (framework != "fused" or torch.version.cuda is not None)

@@ -1,14 +1,29 @@
 """Settings of the training room."""
 
-from typing import ClassVar, Literal
+import math
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from core.config import Block
 
 Optimizer = Literal[
     "adamw_8bit", "adamw_torch", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit", "sgd", "adafactor"
 ]
+
+
+def _auto_or_gib(value: Any) -> Any:
+    """Say in one sentence what is allowed; true and false would pass for 1 and 0 GiB."""
+    try:
+        known = value == "auto" or (not isinstance(value, bool) and 0 <= float(value) < math.inf)
+    except (TypeError, ValueError):
+        known = False
+    if not known:
+        raise ValueError("must be auto or a number of GiB, 0 or more")
+    return value
+
+
+Budget = Annotated[Literal["auto"] | Annotated[float, Field(ge=0)], BeforeValidator(_auto_or_gib)]
 
 
 class TrainingConfig(Block):
@@ -48,6 +63,9 @@ class TrainingConfig(Block):
     """Smallest fall of the validation loss that counts as improvement."""
     load_best_model_at_end: bool = True
     """Keep the adapter of the lowest validation loss instead of the last one."""
+    activation_budget: Budget = "auto"
+    """GiB of GPU memory for what the backward pass needs again; auto fills what is free and may change the
+    micro-batch, never the result. Only model.framework: fused asks for it."""
     shrink_on_oom: bool = True
     """When memory runs out, halve the micro-batch and double the accumulation: the same mathematics."""
     seed: int = 3407
@@ -60,7 +78,7 @@ class TrainingConfig(Block):
     """Autocast to bfloat16; null follows the model's dtype."""
 
     not_in_fingerprint: ClassVar[frozenset[str]] = frozenset(
-        {"logging_steps", "save_steps", "output_dir", "shrink_on_oom"}
+        {"logging_steps", "save_steps", "output_dir", "shrink_on_oom", "activation_budget"}
     )
 
 

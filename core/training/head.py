@@ -14,6 +14,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from core.kernels.linear_cross_entropy import summed_linear_cross_entropy
+
 CHUNK_NUMBERS = 1 << 26
 """Logits alive at once. A chunk costs about 14 bytes for each while it is differentiated: 2 for the logits in
 bfloat16, 4 for their float32 copy or gradient, 4 for the log-probabilities, 4 for the two gradients in flight."""
@@ -29,10 +31,30 @@ class Head(NamedTuple):
     finish: Callable[[Tensor], Tensor]
     """What the family does to its logits."""
     vocabulary: int
+    softcap: float | None = None
+    """Bound of the logits."""
+    scale: float = 1.0
+    """Factor of the logits, before they are bounded."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn hidden states [n, e] into logits [n, v]."""
         return self.finish(self.project(hidden))
+
+    def fused_loss(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """Return the summed cross-entropy of [n, e] and [n], its gradient made on the way: no logit twice."""
+        weight, bias = self.project.weight, self.project.bias
+        assert isinstance(weight, Tensor)  # noqa: S101 - ``is_plain`` was asked
+        bias = bias if isinstance(bias, Tensor) else None
+        rows = rows.to(weight.dtype)
+        return summed_linear_cross_entropy(
+            rows, weight, targets, bias=bias, softcap=self.softcap, scale=self.scale
+        )
+
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether the head is one frozen or trained matrix, without an adapter or packing."""
+        bias = self.project.bias
+        return type(self.project) is nn.Linear and not (isinstance(bias, Tensor) and bias.requires_grad)
 
 
 def causal_model(model: nn.Module) -> nn.Module:
@@ -58,7 +80,9 @@ def find_head(model: nn.Module, device: torch.device) -> Head | None:
     if project is None or backbone is whole:
         return None
     settings = whole.config.get_text_config()
-    head = Head(backbone, project, finishing(settings), settings.vocab_size)
+    head = Head(
+        backbone, project, finishing(settings), settings.vocab_size, settings_cap(settings), factor_of(settings)
+    )
     was_training = model.training
     model.eval()
     ids = torch.arange(1, 9, device=device)[None] % settings.vocab_size
@@ -83,6 +107,18 @@ def finishing(settings: Any) -> Callable[[Tensor], Tensor]:
         return torch.tanh(logits / cap) * cap if cap is not None else logits
 
     return finish
+
+
+def settings_cap(settings: Any) -> float | None:
+    """Return the bound of a family's logits."""
+    cap = getattr(settings, "final_logit_softcapping", None)
+    return None if cap is None else float(cap)
+
+
+def factor_of(settings: Any) -> float:
+    """Return what a family multiplies its logits by."""
+    divisor, factor = getattr(settings, "logits_scaling", None), getattr(settings, "logit_scale", None)
+    return (1.0 if factor is None else float(factor)) / (1.0 if divisor is None else float(divisor))
 
 
 def summed_loss(

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from core.data.batches import Batch
 from core.data.chat import IGNORE_INDEX
+from core.models.fused.state import fused_state
 from core.training.head import CHUNK_NUMBERS, find_head, summed_loss
 from core.training.loop import StepLoss
 
@@ -61,18 +62,37 @@ class NextToken:
         self.model, self.device, self.most = model, device, most
         with cast():
             self.head = find_head(model, device)
+        self.is_fused = fused_state(model) is not None
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the summed cross-entropy of a batch that lies on the CPU; float32, shape []."""
         places, tokens = (to_device(tensor, self.device) for tensor in targets_of(batch))
-        inputs = {name: to_device(value, self.device) for name, value in inputs_of(batch).items()}
+        inputs: dict[str, Any] = {
+            name: to_device(value, self.device) for name, value in inputs_of(batch).items()
+        }
+        if self.is_fused:
+            inputs |= self._documents(batch)
         if self.head:
             hidden = self.head.backbone(**inputs, use_cache=False).last_hidden_state  # [b, s, e]
             rows = hidden.flatten(0, 1).index_select(0, places)
+            if self.is_fused and self.head.is_plain:
+                return self.head.fused_loss(rows, tokens)
             return summed_loss(rows, tokens, self.head.logits, self.head.vocabulary, self.most)
         logits = self.model(**inputs, use_cache=False).logits  # [b, s, v]
         rows = logits.flatten(0, 1).index_select(0, places)
         return summed_loss(rows, tokens, lambda part: part, rows.shape[1], self.most)
+
+    def _documents(self, batch: Batch) -> dict[str, Any]:
+        """Say where documents begin, found on the CPU so that the GPU need not be asked."""
+        if batch.position_ids is None:
+            return {}
+        starts = torch.nonzero(batch.position_ids.flatten() == 0).flatten()
+        starts = torch.cat([starts, starts.new_tensor([batch.position_ids.numel()])]).to(torch.int32)
+        longest = int(starts.diff().max())
+        starts = to_device(starts, self.device)
+        return {
+            "cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest,
+        }  # fmt: skip
 
 
 def inputs_of(batch: Batch) -> dict[str, Tensor]:
@@ -128,6 +148,8 @@ class LanguageStep:
             (self.scaler.scale(share) if self.scaler else share).backward()  # type: ignore[no-untyped-call]
             # Added up where it lies: reading it would make the GPU wait for every micro-batch.
             loss += share.detach()
+            # Its graph holds what the layers kept in main memory; the next micro-batch may have that.
+            del share
         return StepLoss(loss, total, sum(int(batch.attention_mask.sum()) for batch in batches))
 
 

@@ -106,7 +106,7 @@ def train(
 
     Args:
         step: Computes the loss of one step and leaves its gradient in the parameters. Where memory runs out it
-            is called again on the same items, with the same random numbers, after ``micro`` has shrunk.
+            is called again on the same items, with the same random numbers, after ``micro`` has given way.
         batches: For every remaining step, what ``step`` takes.
         optimizer: Holds the trainable parameters.
         scheduler: Stepped once per optimizer step.
@@ -198,13 +198,10 @@ class _Run:
         seed_step(self.plan.seed, number)
         return self.step(items)
 
-    def _give_way(self, number: int) -> None:
-        """Forget a half-made gradient, and shrink."""
+    def _give_way(self, number: int, *, trains: bool = True) -> None:
+        """Forget a half-made gradient, and take less memory."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.micro.give_way()
-        self.sink.log(number, {
-            "micro_batch": self.micro.size, "accumulation": self.micro.accumulation, "shrinks": self.micro.shrinks,
-        })  # fmt: skip
+        self.sink.log(number, self.micro.give_way(trains=trains))
 
     def _update(self, seen: StepLoss, number: int) -> tuple[float, float]:
         """Clip, step, decay; return the loss and the gradient's norm before clipping."""
@@ -226,7 +223,7 @@ class _Run:
         return loss, norm if math.isfinite(norm) else self.plan.max_grad_norm
 
     def _look(self, validation: Validation) -> None:
-        loss = until_it_fits(validation.loss, functools.partial(self._give_way, self.number))
+        loss = until_it_fits(validation.loss, functools.partial(self._give_way, self.number, trains=False))
         _require_finite(loss, self.number, "validation loss")
         self.evals.append((self.number, loss))
         self.sink.log(self.number, {"eval_loss": loss})

@@ -1,4 +1,4 @@
-"""When memory runs out: smaller micro-batches, more of them, the same optimizer step."""
+"""When memory runs out: less is kept, or smaller micro-batches, more of them; the same optimizer step."""
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
@@ -52,7 +52,15 @@ class MicroBatches:
     how they are cut.
     """
 
-    def __init__(self, size: int, accumulation: int, *, may_shrink: bool, shrinks: int = 0) -> None:
+    def __init__(
+        self,
+        size: int,
+        accumulation: int,
+        *,
+        may_shrink: bool,
+        shrinks: int = 0,
+        relief: Callable[[], bool] | None = None,
+    ) -> None:
         """Remember the sizes.
 
         Args:
@@ -60,9 +68,12 @@ class MicroBatches:
             accumulation: Micro-batches of a step, as configured.
             may_shrink: Halve the size when memory runs out.
             shrinks: Times that it was halved already, by the run that is resumed.
+            relief: Tried before the size is halved: makes a pass with gradients take less memory; tells whether
+                it could.
         """
         self.size, self.per_step = size, size * accumulation
         self.may_shrink, self.shrinks = may_shrink, 0
+        self.relief, self.reliefs = relief, 0
         for _ in range(shrinks):
             self._halve()
 
@@ -71,19 +82,34 @@ class MicroBatches:
         """Return the micro-batches of a full step."""
         return -(-self.per_step // self.size)
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """Return what a log is told of the size."""
+        return {"micro_batch": self.size, "accumulation": self.accumulation}
+
     def split(self, rows: Sequence[T]) -> list[Sequence[T]]:
         """Cut rows in order; the last part may be smaller."""
         return [rows[first : first + self.size] for first in range(0, len(rows), self.size)]
 
-    def give_way(self) -> None:
-        """Halve the size.
+    def give_way(self, *, trains: bool = True) -> dict[str, float]:
+        """Take less memory from now on: by relief if there is any, else by halving the size.
+
+        Args:
+            trains: It ran out in a pass with gradients; relief is for no other.
+
+        Returns:
+            What a log is told of it.
 
         Raises:
             ResourceError: If a single row is too much, or shrinking is not allowed.
         """
+        if trains and self.relief and self.relief():
+            self.reliefs += 1
+            return {"reliefs": self.reliefs}
         if not self.may_shrink or self.size == 1:
             raise out_of_memory()
         self._halve()
+        return {**self.figures, "shrinks": self.shrinks}
 
     def _halve(self) -> None:
         self.size = max(1, self.size // 2)

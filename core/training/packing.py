@@ -10,8 +10,13 @@ DENSE = frozenset({
     "qwen2", "qwen3", "smollm3", "starcoder2",
 })  # fmt: skip
 """Model types whose layers mix tokens by attention alone, so that a mask keeps documents apart."""
+FUSED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
+"""Model types that the fused engine keeps apart: its attention is told where documents begin."""
 SCALED = frozenset({"longrope", "su", "dynamic"})
 """Rope types whose angles depend on the longest document of a batch; su is an old name of longrope."""
+
+
+_KNOWN = {"hf": DENSE, "fused": FUSED}
 
 
 def packing_obstacle(settings: Mapping[str, Any], framework: str, window: int | None) -> ConfigError | None:
@@ -23,10 +28,13 @@ def packing_obstacle(settings: Mapping[str, Any], framework: str, window: int | 
         window: Tokens of a row.
     """
     kind = settings.get("model_type")
-    if framework != "hf":
+    if framework not in _KNOWN:
         return unpackable(f"the {framework} engine is not known to keep documents of one row apart")
-    if kind is not None and kind not in DENSE:
-        return unpackable(f"models of type {kind} are not known to keep documents of one row apart")
+    if kind is not None and kind not in _KNOWN[framework]:
+        reason = f"models of type {kind} are not known to keep documents of one row apart"
+        if kind in DENSE:
+            return unpackable(f"{reason} under the {framework} engine", " or model.framework: hf")
+        return unpackable(reason)
     scaled, original = _scaling(settings)
     if scaled and (window or 0) > original:
         reason = f"its positions are scaled by the longest document of a batch beyond {original} tokens"

@@ -44,6 +44,14 @@ class Rows:
         """Return the rows of an epoch."""
         return len(self.inputs.train) if self.packed is None else len(self.packed)
 
+    @property
+    def longest(self) -> int:
+        """Return the tokens of the longest training row."""
+        train = self.inputs.train
+        if self.packed is None:
+            return max((len(each.input_ids) for each in train), default=1)
+        return max((sum(len(train[n].input_ids) for n in row) for row in self.packed), default=1)
+
     def batch(self, rows: Sequence[int]) -> Batch:
         """Put training rows into a batch."""
         return self._batch(self.inputs.train, self.packed, rows)

@@ -26,9 +26,10 @@ from core.training.config import TrainingConfig
 from core.training.job import Job
 from core.training.language import LanguageStep, autocast, mean_loss
 from core.training.loop import Plan, Progress, StepLoss, Validation, train
-from core.training.memory import MicroBatches, explained
+from core.training.memory import explained
 from core.training.meter import Spent, peak_memory, start_peak
 from core.training.optim import build_optimizer, build_scheduler
+from core.training.room import make_room
 from core.training.rows import Rows, SftInputs, require_packable
 from core.training.stopping import best_step
 
@@ -199,13 +200,9 @@ class _Tuning:
         """Restore, train, and put the best tensors into the model."""
         start, spent = self.keeper.restore()
         on_start(start)
-        config = self.config
-        self.micro = MicroBatches(
-            config.per_device_train_batch_size,
-            config.gradient_accumulation_steps,
-            may_shrink=config.shrink_on_oom,
-            shrinks=start.shrinks,
-        )
+        self.micro = make_room(self.model, self.config, self.rows, start.shrinks)
+        if self.micro.size != self.config.per_device_train_batch_size and not start.shrinks:
+            sink.log(start.step, self.micro.figures)
         self.spent, began = spent, time.monotonic()
         self.step = LanguageStep(self.model, self.device, self.cast, self.scaler)
         progress = train(

@@ -32,7 +32,7 @@ class TrainingStatus:
             "epoch": 0.0, "total_epochs": total_epochs, "loss": None, "learning_rate": None,
             "eta_seconds": None, "started_at": _now(), "checkpoint_at": None, "error": None,
             "last_updated": None, "completed_at": None,
-            "micro_batch": None, "accumulation": None, "shrinks": 0,
+            "micro_batch": None, "accumulation": None, "shrinks": 0, "reliefs": 0,
         }  # fmt: skip
 
     def __enter__(self) -> "TrainingStatus":
@@ -61,10 +61,13 @@ class TrainingStatus:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take a step's numbers; the file follows at most once a second.
 
-        Micro-batches that shrank because memory ran out are noted at once.
+        What became of micro-batches, because memory ran out or was left over, is noted at once.
         """
-        if "shrinks" in metrics:
-            self.content.update({k: int(metrics[k]) for k in ("micro_batch", "accumulation", "shrinks")})
+        noted = {
+            k: int(metrics[k]) for k in ("micro_batch", "accumulation", "shrinks", "reliefs") if k in metrics
+        }
+        if noted:
+            self.content.update(noted)
             self._write()
             return
         done = step - self.start_step

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.bench.h200.make_models import make_model
+from core.models.random_base.making import make_model
 
 QUESTIONS, NEW = 128, 64
 

@@ -49,7 +49,7 @@ class Line(NamedTuple):
 
 def shape_of(name: str) -> ModelShape:
     """Return the shape of a base that make_models.py makes."""
-    from tests.bench.h200.make_models import SHAPES
+    from core.models.random_base.shapes import SHAPES
 
     shape = shape_from_config(SHAPES[name][1])
     assert shape is not None

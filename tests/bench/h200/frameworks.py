@@ -102,7 +102,7 @@ def main() -> None:
         child(Path(base), framework, Path(target))
         return
     # Not above: it loads Transformers, which unsloth wants to come before.
-    from tests.bench.h200.make_models import make_model
+    from core.models.random_base.making import make_model
 
     base = options.scratch / options.model
     if not base.is_dir():

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.bench.h200.make_models import make_model
+from core.models.random_base.making import make_model
 
 STEPS, BATCH, LENGTH, PROMPT = 10, 8, 2048, 48
 

@@ -35,6 +35,7 @@ ENGINES = {
     "datasets": "4.8.5",
     "bitsandbytes": "0.50.2",
     "peft": "0.21.2",
+    "liger-kernel": "0.8.5",
 }
 """Versions the peers were measured with; datasets below 5 is Unsloth's bound."""
 

@@ -1,0 +1,279 @@
+"""Attention through the fastest exact kernel of PyTorch, found by timing the candidates once for every shape.
+
+The kernels are called below autograd, so that their caller decides what is kept for the backward pass. On an H200
+cuDNN is nearly twice as fast as flash attention wherever rows are dense; packed documents and windows are flash's.
+cuDNN's own kernels for packed documents reached 7 TFLOP/s in PyTorch 2.11 and read beyond their buffers at 32,768
+tokens, so they are no candidates.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from core.kernels.attention.reference import attention, visible
+
+
+class Documents(NamedTuple):
+    """Documents that lie end to end in a batch of tokens."""
+
+    starts: Tensor
+    """[d + 1] int32: first token of each in the flattened batch, and the number of tokens."""
+    longest: int
+    """Tokens of the longest, or more."""
+
+
+class Attended(NamedTuple):
+    """A result, and what its backward pass needs besides q, k and v."""
+
+    out: Tensor
+    """[b, h, s, d], laid out as [b, s, h, d]."""
+    state: tuple[Any, ...]
+
+
+class Kernel(Protocol):
+    """One way to compute attention."""
+
+    name: str
+
+    def fits(self, q: Tensor, k: Tensor, window: int | None, documents: Documents | None) -> bool:
+        """Tell whether it computes this, and exactly."""
+        ...
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, documents: Documents | None
+    ) -> Attended:
+        """Compute attention; see ``attend``."""
+        ...
+
+    def backward(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        done: Attended,
+        scale: float,
+        window: int | None,
+        documents: Documents | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the gradients of q, k and v; see ``attend_backward``."""
+        ...
+
+
+class Plain:
+    """The definition, differentiated by autograd; on any device."""
+
+    name = "plain"
+
+    def fits(self, q: Tensor, k: Tensor, window: int | None, documents: Documents | None) -> bool:  # noqa: ARG002
+        """Tell whether it computes this."""
+        return True
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, documents: Documents | None
+    ) -> Attended:
+        """Compute attention."""
+        seen = visible(q.shape[2], window=window, documents=numbered(q, documents), device=q.device)
+        out = attention(q, k, v, seen, scale)
+        return Attended(out.transpose(1, 2).contiguous().transpose(1, 2), ())
+
+    def backward(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        done: Attended,  # noqa: ARG002
+        scale: float,
+        window: int | None,
+        documents: Documents | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the gradients from the start."""
+        seen = visible(q.shape[2], window=window, documents=numbered(q, documents), device=q.device)
+        with torch.enable_grad():
+            parts = [each.detach().requires_grad_() for each in (q, k, v)]
+            out = attention(*parts, seen, scale)
+            dq, dk, dv = torch.autograd.grad(out, parts, grad)
+        return dq, dk, dv
+
+
+class Cudnn:
+    """cuDNN, for dense rows without a window."""
+
+    name = "cudnn"
+
+    def fits(self, q: Tensor, k: Tensor, window: int | None, documents: Documents | None) -> bool:  # noqa: ARG002
+        """Tell whether it computes this."""
+        is_wide = window is not None and window < q.shape[2]
+        modern = torch.cuda.get_device_capability(q.device) >= (8, 0)
+        return modern and documents is None and not is_wide and q.shape[3] % 8 == 0 and q.shape[3] <= 256
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, documents: Documents | None  # noqa: ARG002
+    ) -> Attended:
+        """Compute attention."""
+        found = torch.ops.aten._scaled_dot_product_cudnn_attention(
+            q, k, v, None, True, 0.0, True, False, scale=scale
+        )
+        return Attended(found[0], tuple(found[1:8]))
+
+    def backward(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        done: Attended,
+        scale: float,
+        window: int | None,  # noqa: ARG002
+        documents: Documents | None,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the gradients."""
+        lse, starts_q, starts_k, most_q, most_k, seed, offset = done.state
+        found: tuple[Tensor, Tensor, Tensor] = (
+            torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
+                grad, q, k, v, done.out, lse, seed, offset, None, starts_q, starts_k, most_q, most_k, 0.0, True,
+                scale=scale,
+            )
+        )  # fmt: skip
+        return found
+
+
+class Flash:
+    """Flash attention (arXiv:2307.08691): documents, windows, any rows."""
+
+    name = "flash"
+
+    def fits(self, q: Tensor, k: Tensor, window: int | None, documents: Documents | None) -> bool:  # noqa: ARG002
+        """Tell whether it computes this."""
+        modern = torch.cuda.get_device_capability(q.device) >= (8, 0)
+        return modern and q.shape[3] % 8 == 0 and q.shape[3] <= 256
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, documents: Documents | None
+    ) -> Attended:
+        """Compute attention over the flattened batch."""
+        starts, longest = documents or evenly(q)
+        flat = [flattened(each) for each in (q, k, v)]
+        found = torch.ops.aten._flash_attention_forward(
+            *flat, starts, starts, longest, longest, 0.0, True, False, scale=scale, **window_of(window)
+        )
+        b, h, s, d = q.shape
+        return Attended(found[0].view(b, s, h, d).transpose(1, 2), tuple(found[1:4]))
+
+    def backward(
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        done: Attended,
+        scale: float,
+        window: int | None,
+        documents: Documents | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the gradients."""
+        starts, longest = documents or evenly(q)
+        lse, seed, offset = done.state
+        flat = [flattened(each) for each in (grad, q, k, v, done.out)]
+        found = torch.ops.aten._flash_attention_backward(
+            *flat, lse, starts, starts, longest, longest, 0.0, True, seed, offset, scale=scale, **window_of(window)
+        )
+        b, _, s, d = q.shape
+        dq, dk, dv = (each.view(b, s, -1, d).transpose(1, 2) for each in found[:3])
+        return dq, dk, dv
+
+
+KERNELS: tuple[Kernel, ...] = (Cudnn(), Flash())
+PLAIN: Kernel = Plain()
+Timer = Callable[[Callable[[], object]], float]
+
+
+class Chooser:
+    """Remembers which kernel is the fastest for a shape."""
+
+    def __init__(self, time: Timer | None = None, kernels: tuple[Kernel, ...] = KERNELS) -> None:
+        """Take the candidates.
+
+        Args:
+            time: Returns the milliseconds of some work; None uses the GPU's own clock.
+            kernels: The first is preferred on a tie.
+        """
+        self.time = time or milliseconds
+        self.kernels = kernels
+        self.known: dict[tuple[object, ...], Kernel] = {}
+
+    def choose(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, documents: Documents | None
+    ) -> Kernel:
+        """Return the fastest kernel for tensors like these."""
+        if q.device.type != "cuda" or q.dtype not in (torch.bfloat16, torch.float16):
+            return PLAIN
+        key = (q.shape, k.shape[1], q.dtype, window, documents is not None, q.device)
+        found = self.known.get(key)
+        if found is None:
+            found = self.known[key] = self._measure(q, k, v, scale, window, documents)
+        return found
+
+    def _measure(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, documents: Documents | None
+    ) -> Kernel:
+        fitting = [each for each in self.kernels if each.fits(q, k, window, documents)]
+        if len(fitting) < 2:
+            return fitting[0] if fitting else PLAIN
+        took: dict[str, float] = {}
+        for each in fitting:
+
+            def both(kernel: Kernel = each) -> None:
+                done = kernel.forward(q, k, v, scale, window, documents)
+                kernel.backward(done.out, q, k, v, done, scale, window, documents)
+
+            try:
+                took[each.name] = self.time(both)
+            except RuntimeError as error:
+                # A kernel that has no plan for a shape says so; one that finds no memory is not to blame.
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+        best = min(took, key=lambda name: took[name], default=PLAIN.name)
+        return next((each for each in fitting if each.name == best), PLAIN)
+
+
+def milliseconds(work: Callable[[], object]) -> float:
+    """Time work on the GPU, the best of three after a warm-up."""
+    work()
+    found = []
+    for _ in range(3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        found.append(start.elapsed_time(end))
+    return min(found)
+
+
+def evenly(q: Tensor) -> Documents:
+    """Take every row of a batch as one document."""
+    b, _, s, _ = q.shape
+    return Documents(torch.arange(0, b * s + 1, s, device=q.device, dtype=torch.int32), s)
+
+
+def flattened(tensor: Tensor) -> Tensor:
+    """View [b, h, s, d] as [b * s, h, d]; a copy only where the batch does not lie evenly."""
+    b, h, s, d = tensor.shape
+    return tensor.transpose(1, 2).reshape(b * s, h, d)
+
+
+def window_of(window: int | None) -> dict[str, int]:
+    """Say in flash attention's words how far a token sees."""
+    return {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
+
+
+def numbered(q: Tensor, documents: Documents | None) -> Tensor | None:
+    """Number the documents of a batch: [b, s]."""
+    if documents is None:
+        return None
+    places = torch.arange(q.shape[0] * q.shape[2], device=q.device, dtype=torch.int32)
+    return torch.bucketize(places, documents.starts[1:], right=True).view(q.shape[0], q.shape[2])

@@ -1,0 +1,97 @@
+"""Root-mean-square normalisation, its gradient, and the residual addition that precedes it."""
+
+import torch
+
+from core.kernels.backend import runs_fused
+from core.kernels.rms_norm import reference
+
+__all__ = ["add_rms_norm", "rms_norm", "rms_norm_backward"]
+
+
+def rms_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    *,
+    offset: float = 0.0,
+    out: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale every row to unit root mean square, then by a weight (arXiv 1910.07467, section 3).
+
+    Args:
+        x: rows [n, e]; the last dimension is contiguous, the row stride is free (so for every matrix here).
+        weight: scale [e].
+        eps: added to the mean square.
+        offset: added to the weight (Gemma stores the scale less one: 1.0).
+        out: where y is written [n, e]; None allocates.
+        residual: added after the norm, before the one rounding [n, e] (Gemma's norms after a sublayer).
+
+    Returns:
+        y [n, e] in x's dtype, and the reciprocal root mean squares [n] in float32 (float64 for float64).
+    """
+    if runs_fused(x.device) and x.dtype != torch.float64:
+        from core.kernels.rms_norm import fused
+
+        return fused.rms_norm(x, weight, eps, offset=offset, out=out, residual=residual)
+    return reference.rms_norm(x, weight, eps, offset=offset, out=out, residual=residual)
+
+
+def add_rms_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    *,
+    offset: float = 0.0,
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Add a residual, round the sum, and normalise it in the same pass.
+
+    Args:
+        x: rows [n, e].
+        residual: added before the norm [n, e].
+        weight: scale [e].
+        eps: added to the mean square.
+        offset: added to the weight.
+        out: where y is written [n, e]; None allocates.
+
+    Returns:
+        y [n, e], the sum x + residual [n, e] rounded to the dtype, and the reciprocal root mean squares [n].
+    """
+    if runs_fused(x.device) and x.dtype != torch.float64:
+        from core.kernels.rms_norm import fused
+
+        return fused.add_rms_norm(x, residual, weight, eps, offset=offset, out=out)
+    return reference.add_rms_norm(x, residual, weight, eps, offset=offset, out=out)
+
+
+def rms_norm_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    rstd: torch.Tensor,
+    *,
+    offset: float = 0.0,
+    add: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Carry a gradient through the norm to its input; the weight is frozen.
+
+    Args:
+        dy: gradient of y [n, e].
+        x: what was normalised [n, e].
+        weight: scale [e].
+        rstd: reciprocal root mean squares [n], as the forward pass returned them.
+        offset: added to the weight.
+        add: a gradient that reached x by another path, added before the one rounding [n, e].
+        out: where the gradient is written [n, e], may be `dy` or `add` itself; None allocates.
+
+    Returns:
+        The gradient of x [n, e] in dy's dtype.
+    """
+    if runs_fused(x.device) and x.dtype != torch.float64:
+        from core.kernels.rms_norm import fused
+
+        return fused.rms_norm_backward(dy, x, weight, rstd, offset=offset, add=add, out=out)
+    return reference.rms_norm_backward(dy, x, weight, rstd, offset=offset, add=add, out=out)

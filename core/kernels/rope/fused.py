@@ -1,0 +1,195 @@
+"""The rotary embedding in Triton: a program turns a stretch of consecutive heads, normalising them on the way."""
+
+# Kernels are a species of their own: Triton types the arguments, constants are written in capitals.
+# ruff: noqa: ANN001, ANN202, N803
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+
+from core.kernels.rope.reference import Heads
+
+
+def rope(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    positions: torch.Tensor,
+    heads: Heads,
+    *,
+    q_weight: torch.Tensor | None = None,
+    k_weight: torch.Tensor | None = None,
+    eps: float = 0.0,
+    offset: float = 0.0,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the rotated queries | keys [n, (query + key) * width]; one launch.
+
+    A program reads both halves of its heads before it writes them: the result may lie on its input.
+    """
+    out = qkv[:, : (heads.query + heads.key) * heads.width] if out is None else out
+    n = qkv.shape[0]
+    rows, block = _tile(heads.width)
+    _forward[(-(-n * (heads.query + heads.key) // rows),)](
+        qkv, out, cos, sin, positions, q_weight, k_weight,
+        qkv.stride(0), out.stride(0), cos.stride(0), sin.stride(0), n, eps, offset,
+        QUERY=heads.query, KEY=heads.key, HALF=heads.width // 2, ROWS=rows, BLOCK=block, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def rope_backward(
+    dq: torch.Tensor,
+    dk: torch.Tensor,
+    dv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    positions: torch.Tensor,
+    heads: Heads,
+    *,
+    raw: torch.Tensor | None = None,
+    q_weight: torch.Tensor | None = None,
+    k_weight: torch.Tensor | None = None,
+    eps: float = 0.0,
+    offset: float = 0.0,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the gradient of queries | keys | values [n, (query + 2 * key) * width]; one launch."""
+    batch, _, length, _ = dq.shape
+    n = batch * length
+    if out is None:
+        columns = (heads.query + 2 * heads.key) * heads.width
+        out = torch.empty((n, columns), dtype=dq.dtype, device=dq.device)
+    rows, block = _tile(heads.width)
+    _backward[(-(-n * (heads.query + 2 * heads.key) // rows),)](
+        dq, dk, dv, out, cos, sin, positions, raw, q_weight, k_weight,
+        *_strides(dq), *_strides(dk), *_strides(dv),
+        out.stride(0), cos.stride(0), sin.stride(0), 0 if raw is None else raw.stride(0), n, length, eps, offset,
+        QUERY=heads.query, KEY=heads.key, HALF=heads.width // 2, ROWS=rows, BLOCK=block, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def _strides(x: torch.Tensor) -> list[int]:
+    # A dimension of one element may claim any stride, and an odd one would forbid 128-bit loads.
+    return [0 if size == 1 else stride for size, stride in zip(x.shape[:3], x.stride(), strict=False)]
+
+
+@functools.cache
+def _tile(width: int) -> tuple[int, int]:
+    """Return heads per program, about 2048 numbers in all, and the padded half width.
+
+    Programs count the heads of all tokens in one sequence: what one reads and writes lies together in memory.
+    """
+    block = max(8, triton.next_power_of_2(width // 2))
+    return max(1, 1024 // block), block
+
+
+@triton.jit
+def _halves(start, column, real, HALF: tl.constexpr):
+    first = tl.load(start + column, mask=real, other=0.0).to(tl.float32)
+    second = tl.load(start + column + HALF, mask=real, other=0.0).to(tl.float32)
+    return first, second
+
+
+@triton.jit
+def _store_halves(start, column, first, second, real, HALF: tl.constexpr):
+    tl.store(start + column, first.to(start.dtype.element_ty), mask=real)
+    tl.store(start + column + HALF, second.to(start.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _angles(cos, sin, positions, token, column, turned, turns, cos_stride, sin_stride):
+    """Return cosines and sines [ROWS, BLOCK]; the tables' second halves repeat the first and stay unread."""
+    position = tl.load(positions + token, mask=turns, other=0).to(tl.int64)[:, None]
+    c = tl.load(cos + position * cos_stride + column, mask=turned, other=0.0).to(tl.float32)
+    s = tl.load(sin + position * sin_stride + column, mask=turned, other=0.0).to(tl.float32)
+    return c, s
+
+
+@triton.jit
+def _scales(q_weight, k_weight, head, column, turned, offset, QUERY: tl.constexpr, HALF: tl.constexpr):
+    weight = tl.where(head < QUERY, q_weight, k_weight)[:, None]
+    first, second = _halves(weight, column, turned, HALF)
+    return first + offset, second + offset
+
+
+@triton.jit
+def _reciprocal(first, second, eps, HALF: tl.constexpr):
+    """Return 1 / sqrt(mean(x^2) + eps) of every head [ROWS, 1]."""
+    return tl.rsqrt(tl.sum(first * first + second * second, axis=1)[:, None] / (2 * HALF) + eps)
+
+
+@triton.jit(do_not_specialize=["n"])
+def _forward(
+    qkv, out, cos, sin, positions, q_weight, k_weight,
+    qkv_stride, out_stride, cos_stride, sin_stride, n, eps, offset,
+    QUERY: tl.constexpr, KEY: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    token = row // (QUERY + KEY)
+    head = row % (QUERY + KEY)
+    there = token < n
+    column = tl.arange(0, BLOCK)[None, :]
+    real = there[:, None] & (column < HALF)
+    start = (head * (2 * HALF))[:, None]
+    line = token.to(tl.int64)[:, None]
+    first, second = _halves(qkv + line * qkv_stride + start, column, real, HALF)
+    c, s = _angles(cos, sin, positions, token, column, real, there, cos_stride, sin_stride)
+    if q_weight is not None:
+        first_scale, second_scale = _scales(q_weight, k_weight, head, column, real, offset, QUERY, HALF)
+        reciprocal = _reciprocal(first, second, eps, HALF)
+        first *= reciprocal * first_scale
+        second *= reciprocal * second_scale
+    target = out + line * out_stride + start
+    _store_halves(target, column, first * c - second * s, second * c + first * s, real, HALF)
+
+
+@triton.jit(do_not_specialize=["n", "length"])
+def _backward(
+    dq, dk, dv, out, cos, sin, positions, raw, q_weight, k_weight,
+    dq_batch, dq_head, dq_token, dk_batch, dk_head, dk_token, dv_batch, dv_head, dv_token,
+    out_stride, cos_stride, sin_stride, raw_stride, n, length, eps, offset,
+    QUERY: tl.constexpr, KEY: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    token = row // (QUERY + 2 * KEY)
+    head = row % (QUERY + 2 * KEY)
+    column = tl.arange(0, BLOCK)[None, :]
+    real = (token < n)[:, None] & (column < HALF)
+    is_query = head < QUERY
+    turns = (head < QUERY + KEY) & (token < n)
+    turned = turns[:, None] & (column < HALF)
+    upstream = tl.where(is_query, dq, tl.where(turns, dk, dv))
+    member = (head - tl.where(is_query, 0, tl.where(turns, QUERY, QUERY + KEY))).to(tl.int64)
+    upstream += member * tl.where(is_query, dq_head, tl.where(turns, dk_head, dv_head))
+    upstream += (token // length).to(tl.int64) * tl.where(
+        is_query, dq_batch, tl.where(turns, dk_batch, dv_batch)
+    )
+    upstream += (token % length).to(tl.int64) * tl.where(
+        is_query, dq_token, tl.where(turns, dk_token, dv_token)
+    )
+    first, second = _halves(upstream[:, None], column, real, HALF)
+    start = (head * (2 * HALF))[:, None]
+    line = token.to(tl.int64)[:, None]
+    if q_weight is not None:
+        first_raw, second_raw = _halves(raw + line * raw_stride + start, column, turned, HALF)
+        first_scale, second_scale = _scales(q_weight, k_weight, head, column, turned, offset, QUERY, HALF)
+    c, s = _angles(cos, sin, positions, token, column, turned, turns, cos_stride, sin_stride)
+    first_result = first * c + second * s
+    second_result = second * c - first * s
+    if q_weight is not None:
+        first_result *= first_scale
+        second_result *= second_scale
+        reciprocal = _reciprocal(first_raw, second_raw, eps, HALF)
+        first_raw *= reciprocal
+        second_raw *= reciprocal
+        mean = tl.sum(first_result * first_raw + second_result * second_raw, axis=1)[:, None] / (2 * HALF)
+        first_result = reciprocal * (first_result - first_raw * mean)
+        second_result = reciprocal * (second_result - second_raw * mean)
+    # The values were never rotated: their gradient passes through.
+    first_result = tl.where(turned, first_result, first)
+    second_result = tl.where(turned, second_result, second)
+    _store_halves(out + line * out_stride + start, column, first_result, second_result, real, HALF)

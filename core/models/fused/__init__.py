@@ -1,0 +1,1 @@
+"""The fused engine: decoder layers as single differentiable functions, and what they keep in memory."""

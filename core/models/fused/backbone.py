@@ -1,0 +1,215 @@
+"""The fused forward function of a model's backbone, put over its own and taken off again."""
+
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from core.kernels.attention import Documents
+from core.models.fused.layer import FinalNorm, Pass, decode
+from core.models.fused.sites import Unsupported, norm_of
+from core.models.fused.state import MARK, FusedState, backbone_of, obstacle
+from core.models.fused.store import Store
+
+
+def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> FusedState | None:
+    """Let a model's decoder layers run as fused functions; its modules, parameters and state dict stay.
+
+    Args:
+        model: A causal model of Transformers, with PEFT's adapters on it or without.
+        dtype: What is computed in; None takes that of the embeddings.
+
+    Returns:
+        The handle, whose ``unload`` undoes it; None if its family has no fused layers.
+    """
+    if obstacle(model):
+        return None
+    backbone: Any = backbone_of(model)
+    state = FusedState(backbone, backbone.config, dtype or backbone.embed_tokens.weight.dtype)
+    state.settle()
+    setattr(backbone, MARK, state)
+    own = backbone.forward
+    backbone.forward = types.MethodType(over(state, own), backbone)
+    return state
+
+
+def over(state: FusedState, own: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the function that stands in for the backbone's own, which it still calls for what it does not do."""
+
+    def forward(
+        self: nn.Module,  # noqa: ARG001
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **more: Any,
+    ) -> Any:
+        asked = Asked(input_ids, attention_mask, position_ids, inputs_embeds)
+        reason = refusal(state, asked, past_key_values, use_cache, more)
+        if reason is None:
+            return run(state, asked, more)
+        if reason:
+            state.tell(reason)
+        return own(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+            past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache, **more,
+        )  # fmt: skip
+
+    return forward
+
+
+class Asked(NamedTuple):
+    """What a backbone is given."""
+
+    input_ids: Tensor | None
+    mask: Tensor | None
+    position_ids: Tensor | None
+    embedded: Tensor | None
+
+
+DOCUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+"""How Transformers is told where documents lie; a caller that knows saves the GPU a question."""
+
+
+def refusal(state: FusedState, asked: Asked, cache: Any, use_cache: bool | None, more: dict[str, Any]) -> str | None:
+    """Say why the model's own code must run; "" where nobody needs to be told, None if it need not."""
+    caches = bool(state.settings.use_cache) and not torch.is_grad_enabled() if use_cache is None else use_cache
+    if cache is not None or caches or more.get("output_hidden_states") or more.get("output_attentions"):
+        return ""
+    if (asked.input_ids is None) == (asked.embedded is None):
+        return ""
+    unknown = {name for name, value in more.items() if value is not None and value is not False} - {
+        *DOCUMENTS, "return_dict", "output_hidden_states", "output_attentions", "num_items_in_batch", "logits_to_keep",
+    }  # fmt: skip
+    if unknown:
+        return f"batches with {', '.join(sorted(unknown))} run by the model's own code"
+    mask = asked.mask
+    if mask is None:
+        return None
+    if mask.dim() != 2:
+        return "batches with a mask of their own run by the model's own code"
+    if bool((mask[:, 1:] > mask[:, :-1]).any()) or not bool(mask[:, 0].all()):
+        return "batches padded on the left run by the model's own code, which is slower; pad on the right"
+    return None
+
+
+def run(state: FusedState, asked: Asked, more: dict[str, Any]) -> BaseModelOutputWithPast:
+    """Run the backbone, layer by layer."""
+    backbone: Any = state.backbone
+    hidden = backbone.embed_tokens(asked.input_ids) if asked.embedded is None else asked.embedded
+    b, s, e = hidden.shape
+    documents = documents_of(asked.position_ids, (b, s), more)
+    positions = positions_of(asked.position_ids, (b, s), hidden.device)
+    reach = s if asked.position_ids is None or documents else int(asked.position_ids.max()) + 1
+    sites = state.sites()
+    angles = {site.rope: state.tables(site.rope, reach) for site in sites.values()}
+    this = Pass(
+        (b, s), positions, angles, documents, Store(hidden.device, state.host), state.scratch, state.chooser
+    )
+    this.sites = sites
+    x = hidden.to(state.dtype).reshape(b * s, e)
+    keeps = torch.is_grad_enabled()
+    if keeps:
+        this.policies = state.policies(sites, b * s, documents.longest if documents else s)
+    others = Others(state, asked, hidden)
+    for index, layer in enumerate(state.layers):
+        if index in sites:
+            trains = x.requires_grad or any(each.requires_grad for each in sites[index].parameters)
+            x = decode(x, this, index, keeps=keeps and trains)
+        else:
+            x = others(layer, index, x.view(b, s, e)).reshape(b * s, e)
+    return BaseModelOutputWithPast(last_hidden_state=closed(backbone.norm, x).view(b, s, e))
+
+
+def closed(norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply the last norm."""
+    try:
+        known = norm_of(norm)
+    except Unsupported:
+        found: Tensor = norm(x)
+        return found
+    result: Tensor = FinalNorm.apply(x, known)  # type: ignore[no-untyped-call]
+    return result
+
+
+class Others:
+    """Runs layers that are not fused by their own code, with what their own backbone would give them."""
+
+    def __init__(self, state: FusedState, asked: Asked, hidden: Tensor) -> None:
+        self.state, self.asked, self.hidden = state, asked, hidden
+        self.made: dict[str, tuple[Any, Any]] = {}
+
+    def __call__(self, layer: nn.Module, index: int, x: Tensor) -> Tensor:
+        """Run one layer on [b, s, e], computing it again in the backward pass where that is wanted."""
+        kinds = getattr(self.state.settings, "layer_types", None)
+        mask, turns = self._surroundings(kinds[index] if kinds else "full_attention")
+        places = self._places()
+
+        def own(y: Tensor) -> Tensor:
+            out = layer(y, attention_mask=mask, position_embeddings=turns, position_ids=places)
+            found: Tensor = out[0] if isinstance(out, tuple) else out
+            return found
+
+        if self.state.is_checkpointed and torch.is_grad_enabled() and layer.training:
+            result: Tensor = checkpoint(own, x, use_reentrant=False)
+            return result
+        return own(x)
+
+    def _places(self) -> Tensor:
+        if self.asked.position_ids is not None:
+            return self.asked.position_ids
+        return torch.arange(self.hidden.shape[1], device=self.hidden.device)[None]
+
+    def _surroundings(self, kind: str) -> tuple[Any, Any]:
+        if kind not in self.made:
+            make = create_sliding_window_causal_mask if kind == "sliding_attention" else create_causal_mask
+            settings = self.state.settings
+            if settings.model_type == "mistral" and getattr(settings, "sliding_window", None):
+                make = create_sliding_window_causal_mask
+            places = self._places()
+            mask = make(
+                config=settings, inputs_embeds=self.hidden, attention_mask=self.asked.mask, past_key_values=None,
+                position_ids=places,
+            )  # fmt: skip
+            rotary: Any = self.state.backbone.rotary_emb
+            keyed = settings.model_type == "gemma3_text"
+            turns = rotary(self.hidden, places, kind) if keyed else rotary(self.hidden, position_ids=places)
+            self.made[kind] = mask, turns
+        return self.made[kind]
+
+
+def positions_of(position_ids: Tensor | None, shape: tuple[int, int], device: torch.device) -> Tensor:
+    """Return the position of every token: [b * s] int32."""
+    b, s = shape
+    if position_ids is None:
+        return torch.arange(s, device=device, dtype=torch.int32).repeat(b)
+    return position_ids.to(torch.int32).expand(b, s).reshape(-1)
+
+
+def documents_of(position_ids: Tensor | None, shape: tuple[int, int], more: dict[str, Any]) -> Documents | None:
+    """Find where documents begin: as told, or where positions do not go on by one.
+
+    Returns:
+        None if every row is one document.
+    """
+    starts = more.get("cu_seq_lens_q")
+    if starts is not None:
+        longest = more.get("max_length_q")
+        return Documents(starts.to(torch.int32), int(longest) if longest is not None else shape[1])
+    if position_ids is None:
+        return None
+    b, s = shape
+    begins = torch.ones(b, s, dtype=torch.bool, device=position_ids.device)
+    begins[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
+    found = torch.nonzero(begins.reshape(-1)).flatten()
+    if found.numel() == b:
+        return None
+    starts = torch.cat([found, found.new_tensor([b * s])]).to(torch.int32)
+    return Documents(starts, int(starts.diff().max()))

@@ -1,0 +1,159 @@
+"""A knapsack with one choice per layer and two capacities: the GPU's memory and main memory."""
+
+import itertools
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from core.models.fused.costs import Policy
+
+
+class Option(NamedTuple):
+    """One choice of one layer, priced."""
+
+    policy: Policy
+    device: int
+    """Bytes on the GPU."""
+    host: int
+    """Bytes in main memory."""
+    recompute: float
+    """Milliseconds to make again what is not kept."""
+    stall: float
+    """Milliseconds of copies that nothing hides."""
+    score: float
+    """Milliseconds that are to become few: both, and what copies take from the GPU's own memory."""
+
+
+Options = tuple[Option, ...]
+
+
+class _Move(NamedTuple):
+    """Another choice for a layer, and what it adds."""
+
+    layer: int
+    option: Option
+    device: int
+    host: int
+    score: float
+
+
+def undominated(options: Iterable[Option]) -> Options:
+    """Drop what another option beats in all three: bytes on the GPU, bytes in main memory, and time."""
+    kept: list[Option] = []
+    for option in sorted(options, key=lambda each: (each.device, each.score, each.host)):
+        if not any(other.host <= option.host and other.score <= option.score for other in kept):
+            kept.append(option)
+    return tuple(kept)
+
+
+def search(options: list[Options], device: int, host: int) -> list[Option]:
+    """Find the choice per layer that takes the fewest milliseconds. Exact for one and two layers.
+
+    Main memory gets a price per byte, at which the GPU's bytes are filled by milliseconds per byte over the convex
+    hull of each layer's options (Sinha and Zoltners 1979); the price is bisected until main memory is just not
+    overfilled. Equal layers change all at once there, so some of them pay the price just below. What is left over
+    is used by changing one or two layers at a time.
+
+    Args:
+        options: By layer, what ``undominated`` left; equal layers share one tuple.
+        device: Bytes there are on the GPU. Where they are too few, the choices with the fewest are returned.
+        host: Bytes there are in main memory; all layers' options with the fewest bytes on the GPU must fit.
+    """
+    layers = len(options)
+    chosen = _filled(options, device, [0.0] * layers)
+    if in_host(chosen) <= host:
+        return _exchanged(chosen, options, device, host)
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        price = (low * high) ** 0.5 if low else high / 16
+        over = in_host(_filled(options, device, [price] * layers)) > host
+        low, high = (price, high) if over else (low, price)
+    starts = []
+    for few, rest in ((low, high), (high, low)):
+        mixed = [_filled(options, device, [few] * n + [rest] * (layers - n)) for n in range(layers + 1)]
+        starts.append(min((each for each in mixed if in_host(each) <= host), key=_score))
+    return min((_exchanged(start, options, device, host) for start in starts), key=_score)
+
+
+def _filled(options: list[Options], device: int, prices: list[float]) -> list[Option]:
+    """Fill the GPU's room by milliseconds per byte; a layer pays its price, in ms per byte, for main memory."""
+    hulls = {each: _hull(*each) for each in set(zip(options, prices, strict=True))}
+    chosen, steps = [], []
+    for layer, (each, price) in enumerate(zip(options, prices, strict=True)):
+        hull = hulls[each, price]
+        chosen.append(hull[0])
+        for before, after in itertools.pairwise(hull):
+            steps.append((_slope(before, after, price), layer, before, after))
+    left = device - on_device(chosen)
+    for _, layer, before, after in sorted(steps, key=lambda step: step[:2]):
+        if chosen[layer] is before and after.device - before.device <= left:
+            left -= after.device - before.device
+            chosen[layer] = after
+    return chosen
+
+
+def _hull(options: Options, price: float) -> list[Option]:
+    """Return the lower convex hull of (bytes on the GPU, priced milliseconds), fewest bytes first."""
+    hull: list[Option] = []
+    for option in sorted(options, key=lambda each: (each.device, each.score + price * each.host)):
+        if hull and option.score + price * option.host >= hull[-1].score + price * hull[-1].host:
+            continue
+        while len(hull) > 1 and _slope(hull[-2], option, price) <= _slope(hull[-2], hull[-1], price):
+            hull.pop()
+        hull.append(option)
+    return hull
+
+
+def _slope(one: Option, other: Option, price: float) -> float:
+    gained = other.score - one.score + price * (other.host - one.host)
+    return gained / (other.device - one.device)
+
+
+def _exchanged(chosen: list[Option], options: list[Options], device: int, host: int) -> list[Option]:
+    """Change one layer's choice, or two layers' at once, as long as that saves time and fits."""
+    chosen = list(chosen)
+    while True:
+        free = device - on_device(chosen), host - in_host(chosen)
+        found = _best_exchange(chosen, options, free)
+        if not found:
+            return chosen
+        for move in found:
+            chosen[move.layer] = move.option
+
+
+def _best_exchange(chosen: list[Option], options: list[Options], free: tuple[int, int]) -> list[_Move]:
+    """Find the changes of one or two layers that save the most; equal layers are looked at once."""
+    alike: dict[tuple[Options, Option], list[int]] = {}
+    for layer, (option, each) in enumerate(zip(chosen, options, strict=True)):
+        alike.setdefault((each, option), []).append(layer)
+    layers = [layer for group in alike.values() for layer in group[:2]]
+    moves = [_move(layer, chosen[layer], each) for layer in layers for each in options[layer]]
+    moves.sort(key=lambda move: move.score)
+    best, least = [], -1e-9
+    for number, one in enumerate(moves):
+        if one.score < least and one.device <= free[0] and one.host <= free[1]:
+            best, least = [one], one.score
+        for other in moves[number + 1 :]:
+            if one.score + other.score >= least:
+                break
+            fits = one.device + other.device <= free[0] and one.host + other.host <= free[1]
+            if fits and one.layer != other.layer:
+                best, least = [one, other], one.score + other.score
+    return best
+
+
+def _move(layer: int, old: Option, new: Option) -> _Move:
+    return _Move(layer, new, new.device - old.device, new.host - old.host, new.score - old.score)
+
+
+def on_device(chosen: Iterable[Option]) -> int:
+    """Add up the bytes on the GPU."""
+    return sum(option.device for option in chosen)
+
+
+def in_host(chosen: Iterable[Option]) -> int:
+    """Add up the bytes in main memory."""
+    return sum(option.host for option in chosen)
+
+
+def _score(chosen: Iterable[Option]) -> float:
+    return sum(option.score for option in chosen)

@@ -1,0 +1,260 @@
+"""What a fused layer keeps for its backward pass, and where: the plan that costs the fewest milliseconds.
+
+A layer's kept tensors differ in what they cost to hold and what they cost to make again. ``plan`` fills the memory
+there is with the ones that save the most time per byte, and sends to main memory what a layer's own forward pass
+can hide the copy of. Plain arithmetic: no PyTorch here.
+
+Shapes are counted per token; w bytes a number, e width, q = h d query columns, k = g d key columns, f feed-forward.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from core.models.fused.costs import (
+    H200,
+    Costs,
+    LayerShape,
+    Place,
+    Policy,
+    Rates,
+    attention_ms,
+    floor_bytes,
+    forward_ms,
+    rates_of,
+    recompute_costs,
+)
+from core.models.fused.knapsack import Option, Options, in_host, on_device, search, undominated
+
+__all__ = [
+    "FULL", "H200", "LEAST", "LayerShape", "Place", "Plan", "Policy", "Rates", "choose_micro_batch", "divisors",
+    "floor_bytes", "forward_ms", "micro_batch_ms", "plan", "plan_layers", "rates_of", "recompute_costs",
+]  # fmt: skip
+
+R, H, D = Place.RECOMPUTE, Place.HOST, Place.DEVICE
+FULL = Policy(D, D, D, D, D, D, D)
+LEAST = Policy(H, R, R, R, R, R, H)
+"""The fewest bytes on the GPU; without main memory the input and mlp_out stay on the GPU."""
+
+_CHOICES = ((D, H), (R, H, D), (R, H, D), (R, H, D), (R, D), (R, H, D), (D, H))
+
+
+_Kind = tuple[LayerShape, bool, bool]
+"""Shape, is it the last layer, may it use main memory."""
+
+
+class Plan(NamedTuple):
+    """Where every layer's tensors wait, and what it costs."""
+
+    policies: tuple[Policy, ...]
+    """By layer, first to last."""
+    device_bytes: int
+    """Kept on the GPU; more than there was room for where even the least does not fit."""
+    host_bytes: int
+    recompute_ms: float
+    """Made again in one backward pass."""
+    stall_ms: float
+    """Copies that no computation hides."""
+
+    @property
+    def extra_ms(self) -> float:
+        """What this plan costs beyond keeping everything on the GPU."""
+        return self.recompute_ms + self.stall_ms
+
+
+def plan(
+    shape: LayerShape,
+    layers: int,
+    tokens: int,
+    longest: int,
+    device_bytes: int,
+    host_bytes: int,
+    rates: Rates = H200,
+) -> Plan:
+    """Plan for equal layers; see ``plan_layers``."""
+    return plan_layers((shape,) * layers, tokens, longest, device_bytes, host_bytes, rates)
+
+
+@functools.lru_cache(maxsize=256)
+def plan_layers(
+    shapes: tuple[LayerShape, ...],
+    tokens: int,
+    longest: int,
+    device_bytes: int,
+    host_bytes: int,
+    rates: Rates = H200,
+) -> Plan:
+    """Choose what to keep where so that the backward pass loses the fewest milliseconds.
+
+    Takes milliseconds, up to 50 where main memory is short; equal arguments are answered at once.
+
+    Args:
+        shapes: The layers, first to last.
+        tokens: Tokens of a micro-batch.
+        longest: Tokens of its longest document.
+        device_bytes: Room for kept tensors on the GPU; may be 0.
+        host_bytes: Room in pinned main memory; may be 0.
+        rates: How fast the GPU is.
+    """
+    kinds = _kinds(shapes, tokens, host_bytes)
+    options = [_options(kind, tokens, longest, rates) for kind in kinds]
+    return _arranged(kinds, search(options, device_bytes, host_bytes))
+
+
+def _kinds(shapes: Sequence[LayerShape], tokens: int, host_bytes: int) -> list[_Kind]:
+    """Say which layers may use main memory: all, unless it is too small for what is never made again."""
+    kinds: list[_Kind] = []
+    left = host_bytes
+    for number, shape in enumerate(shapes):
+        left -= tokens * _forced(shape)
+        kinds.append((shape, number == len(shapes) - 1, left >= 0))
+    return kinds
+
+
+def _forced(shape: LayerShape) -> int:
+    """Return the bytes per token that are never made again."""
+    return shape.width * shape.hidden * (2 if shape.is_sandwich else 1)
+
+
+@functools.lru_cache(maxsize=64)
+def _options(kind: _Kind, tokens: int, longest: int, rates: Rates) -> Options:
+    """List a layer's policies that no other beats in bytes on the GPU, in main memory, and in time."""
+    shape, is_last, may_host = kind
+    choices = _CHOICES if shape.is_sandwich else (*_CHOICES[:5], (D,), (D,))
+    costs = recompute_costs(shape, tokens, longest, rates)
+    hidden = 0.0 if is_last else forward_ms(shape, tokens, longest, rates)
+    priced = []
+    for places in itertools.product(*choices):
+        if H not in places or may_host:
+            priced.append(_priced(Policy(*places), shape, tokens, costs, hidden, rates))
+    return undominated(priced)
+
+
+def _priced(
+    policy: Policy, shape: LayerShape, tokens: int, costs: Costs, hidden: float, rates: Rates
+) -> Option:
+    """Price a policy.
+
+    A layer's forward pass hides the copies of as many bytes; the last layer's copies go out and come back while
+    nothing else runs. A copy reads or writes the GPU's own memory, twice in all.
+    """
+    sizes = [tokens * size for size in shape.item_bytes]
+    on = {place: [n for n, where in enumerate(policy) if where is place] for place in Place}
+    device, host = (sum(sizes[n] for n in on[place]) for place in (D, H))
+    recompute = sum(costs[n] for n in on[R])
+    copying = 1e3 * host / rates.host
+    stall = max(0.0, copying - hidden) if hidden else 2 * copying
+    return Option(policy, device, host, recompute, stall, recompute + stall + 1e3 * 2 * host / rates.memory)
+
+
+def _arranged(kinds: list[_Kind], chosen: list[Option]) -> Plan:
+    """Give equal layers' choices out so that what waits in main memory waits longest: the first layers' copies.
+
+    Without copies a choice costs the last layer what it costs the others.
+    """
+    placed = list(chosen)
+    groups: dict[tuple[LayerShape, bool], list[int]] = {}
+    for layer, (shape, is_last, _) in enumerate(kinds):
+        groups.setdefault((shape, is_last and chosen[layer].host > 0), []).append(layer)
+    for layers in groups.values():
+        held = sorted((chosen[layer] for layer in layers), key=lambda option: (-option.host, option.device))
+        for layer, option in zip(layers, held, strict=True):
+            placed[layer] = option
+    return Plan(
+        tuple(option.policy for option in placed),
+        on_device(placed),
+        in_host(placed),
+        sum(option.recompute for option in placed),
+        sum(option.stall for option in placed),
+    )
+
+
+# What a micro-batch needs and takes
+
+BACKWARD = 2.5 * 567 / 413
+"""Attention's backward pass in forward passes: 2.5 times the FLOPs (arXiv:2205.14135), at 413 TFLOP/s for 567."""
+RAMP = 256
+"""Tokens that a product of few rows loses: the last wave of tiles is rarely full."""
+LAUNCH_MS = 0.35
+"""Host time of a layer's launches, both passes; a layer takes no less."""
+UNPACK_BYTES = 2.6
+"""Bytes read and written to expand a 4-bit weight."""
+
+
+def micro_batch_ms(
+    shapes: tuple[LayerShape, ...],
+    tokens: int,
+    longest: int,
+    kept: Plan,
+    rates: Rates = H200,
+    *,
+    is_packed: bool = False,
+) -> float:
+    """Predict the layers' forward and backward pass of one micro-batch; embedding and head are left out.
+
+    Args:
+        shapes: The layers.
+        tokens: Tokens of a micro-batch.
+        longest: Tokens of its longest document.
+        kept: The plan for it.
+        rates: How fast the GPU is.
+        is_packed: The weights are held in 4 bits and expanded once in each pass.
+    """
+    total = kept.extra_ms
+    for shape in shapes:
+        products = 2e3 * 2 * (tokens + RAMP) * shape.weights / rates.products
+        attention = (1 + BACKWARD) * attention_ms(shape, tokens, longest, rates)
+        unpacked = 2e3 * UNPACK_BYTES * shape.weights / rates.memory if is_packed else 0.0
+        total += max(products + attention + unpacked, LAUNCH_MS)
+    return total
+
+
+def choose_micro_batch(
+    candidates: Iterable[int],
+    wanted: int,
+    rows: int,
+    window: int,
+    shapes: tuple[LayerShape, ...],
+    free_bytes: int,
+    host_bytes: int,
+    rates: Rates = H200,
+    *,
+    is_packed: bool = False,
+) -> int:
+    """Choose the rows of a micro-batch that take an optimizer step through the layers soonest.
+
+    Few rows leave room to keep everything; many rows fill the GPU's products better.
+
+    Args:
+        candidates: Sizes to choose from.
+        wanted: The configured size; kept where nothing is more than a hundredth faster.
+        rows: Rows of an optimizer step.
+        window: Tokens of a row.
+        shapes: The layers.
+        free_bytes: Room on the GPU for a layer's work and what is kept.
+        host_bytes: Room in pinned main memory.
+        rates: How fast the GPU is.
+        is_packed: The weights are held in 4 bits.
+
+    Returns:
+        The size; the smallest candidate if none fits.
+    """
+    sizes = sorted(set(candidates))
+    times: dict[int, float] = {}
+    for size in sizes:
+        tokens = size * window
+        room = free_bytes - max(floor_bytes(shape, tokens) for shape in set(shapes))
+        kept = plan_layers(shapes, tokens, window, max(0, room), host_bytes, rates)
+        if room >= kept.device_bytes:
+            one = micro_batch_ms(shapes, tokens, window, kept, rates, is_packed=is_packed)
+            times[size] = one * -(-rows // size)
+    if not times:
+        return sizes[0]
+    best = min(times, key=lambda size: times[size])
+    return wanted if times.get(wanted, float("inf")) <= 1.01 * times[best] else best
+
+
+def divisors(rows: int) -> list[int]:
+    """Return every size that cuts an optimizer step's rows into equal micro-batches."""
+    return [size for size in range(1, rows + 1) if rows % size == 0]

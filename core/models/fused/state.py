@@ -1,0 +1,236 @@
+"""The handle of a fused model: what its layers are, what they may keep, and how to undo it all."""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from core.kernels.attention import Chooser
+from core.kernels.lora_linear import Scratch
+from core.kernels.nf4 import Packed
+from core.models.fused.layer import Angles
+from core.models.fused.policy import (
+    FULL,
+    LayerShape,
+    Plan,
+    Policy,
+    Rates,
+    choose_micro_batch,
+    divisors,
+    floor_bytes,
+    plan_layers,
+)
+from core.models.fused.sites import FAMILIES, Home, Site, Unsupported, move_out, read_site, settle
+from core.models.fused.store import HostMemory
+
+MARK = "_fused_state"
+SHRINK = 0.7
+"""What is left of the budget when memory ran out."""
+SPARE = 0.04
+"""Share of the GPU that is left to fragmentation."""
+HOST_SHARE = 0.5
+"""Share of the free main memory that may be locked for activations."""
+
+
+class FusedNotice(UserWarning):
+    """A layer, or a batch, runs by the model's own code."""
+
+
+class FusedState:
+    """What the fused functions of one model share."""
+
+    def __init__(self, backbone: nn.Module, settings: Any, dtype: torch.dtype) -> None:
+        """Look at a model; nothing is changed yet.
+
+        Args:
+            backbone: What turns token ids into hidden states; has ``layers``, ``norm`` and ``rotary_emb``.
+            settings: Its config.
+            dtype: What is computed in.
+        """
+        self.backbone, self.settings, self.dtype = backbone, settings, dtype
+        self.layers: nn.ModuleList = backbone.layers  # type: ignore[assignment]
+        self.device = next(backbone.parameters()).device
+        self.scratch, self.chooser, self.host = Scratch(), Chooser(), HostMemory()
+        self.homes: dict[tuple[int, str], Home] = {}
+        self.told: set[str] = set()
+        self.angles: dict[tuple[str, int], Angles] = {}
+        self.activation_bytes: int | None = None
+        """What the layers may keep on the GPU; None finds out what is free."""
+        self.is_checkpointed = True
+        """False keeps everything, whatever it takes."""
+        self.planned: Plan | None = None
+        self.rates: Rates | None = None
+        self._shrunk = 1.0
+        self._plans: dict[tuple[int, int], Plan] = {}
+
+    def settle(self) -> None:
+        """Move weights of 16 or 32 bits to where products read them."""
+        self.homes = settle(self.layers, self.settings, self.dtype)
+
+    def unload(self) -> None:
+        """Give the model its own forward function and its own weights again."""
+        move_out(self.layers, self.homes)
+        self.homes = {}
+        self.host.close()
+        self.scratch = Scratch()
+        del self.backbone.forward
+        delattr(self.backbone, MARK)
+
+    def sites(self) -> dict[int, Site]:
+        """Describe the layers as they are now; those left out run their own code."""
+        found = {}
+        for index, layer in enumerate(self.layers):
+            try:
+                found[index] = read_site(layer, self.settings, index, self.dtype, self.homes)
+            except Unsupported as reason:
+                self.tell(f"some layers run by the model's own code: {reason}")
+        return found
+
+    def tell(self, notice: str) -> None:
+        """Say something once."""
+        if notice not in self.told:
+            self.told.add(notice)
+            warnings.warn(notice, FusedNotice, stacklevel=3)
+
+    @staticmethod
+    def warn(notice: str) -> None:
+        """Say that nothing is fused."""
+        warnings.warn(notice, FusedNotice, stacklevel=3)
+
+    def tables(self, key: str, positions: int) -> Angles:
+        """Return cosines and sines of the first positions, in float32, by the model's own scaling."""
+        found = self.angles.get((key, positions))
+        if found is None:
+            rotary: Any = self.backbone.rotary_emb
+            places = torch.arange(positions, device=self.device)[None]
+            like = torch.empty(0, dtype=torch.float32, device=self.device)
+            cos, sin = rotary(like, places, key) if key else rotary(like, places)
+            found = Angles(cos[0].float().contiguous(), sin[0].float().contiguous())
+            if len(self.angles) > 8:
+                self.angles.clear()
+            self.angles[key, positions] = found
+        return found
+
+    # What to keep
+
+    def shape_of(self, site: Site) -> LayerShape:
+        """Give the planner's view of a layer."""
+        heads = site.heads
+        return LayerShape(
+            site.hidden,
+            heads.query * heads.width,
+            heads.key * heads.width,
+            heads.query,
+            heads.width,
+            site.inner,
+            site.after_mlp is not None,
+            self.dtype.itemsize,
+            site.window,
+        )
+
+    def policies(self, sites: dict[int, Site], tokens: int, longest: int) -> dict[int, Policy]:
+        """Choose what each layer keeps for a micro-batch.
+
+        Args:
+            sites: The layers.
+            tokens: Of the micro-batch.
+            longest: Of its longest document.
+        """
+        if not sites or not self.is_checkpointed or self.device.type != "cuda":
+            return dict.fromkeys(sites, FULL)
+        key = tokens, longest
+        if key not in self._plans:
+            # What is free depends on what is held: the first plan for a size stands until memory runs out.
+            self._plans[key] = self._plan(sites, tokens, longest)
+        self.planned = self._plans[key]
+        return dict(zip(sites, self.planned.policies, strict=True))
+
+    def _plan(self, sites: dict[int, Site], tokens: int, longest: int) -> Plan:
+        shapes = self.shapes(sites)
+        room = self.activation_bytes
+        if room is None:
+            room = self.room() - max(floor_bytes(shape, tokens) for shape in set(shapes))
+        kept = max(0, int(room * self._shrunk))
+        return plan_layers(shapes, tokens, longest, kept, self.host_room(), self.rates or Rates())
+
+    def shapes(self, sites: dict[int, Site]) -> tuple[LayerShape, ...]:
+        """Give the planner's view of the layers."""
+        return tuple(self.shape_of(site) for site in sites.values())
+
+    def room(self) -> int:
+        """Return the bytes of the GPU that nothing holds, less a reserve."""
+        free, total = torch.cuda.mem_get_info(self.device)
+        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return int(free + unused - SPARE * total)
+
+    def host_room(self) -> int:
+        """Return the bytes of main memory that may be locked."""
+        return int((free_main_memory() + self.host.nbytes) * HOST_SHARE)
+
+    @property
+    def host_bytes(self) -> int:
+        """Return the bytes of main memory that are locked."""
+        return self.host.nbytes
+
+    def give_way(self) -> bool:
+        """Plan with less memory from now on.
+
+        Returns:
+            False if nothing was kept on the GPU that could be given up.
+        """
+        if self.planned is None or self._shrunk < 0.05:
+            return False
+        self._shrunk *= SHRINK
+        self._plans.clear()
+        return True
+
+    def best_micro_batch(self, rows_per_step: int, window: int, wanted: int) -> int:
+        """Return the micro-batch that takes the least time in the memory there is.
+
+        Args:
+            rows_per_step: Rows of an optimizer step.
+            window: Tokens of the longest row.
+            wanted: What was asked for; taken where nothing is known to be better.
+        """
+        if self.device.type != "cuda" or self.activation_bytes is not None or not self.is_checkpointed:
+            return wanted
+        sites = self.sites()
+        if not sites:
+            return wanted
+        is_packed = any(isinstance(each.weight, Packed) for each in sites[min(sites)].qkv.projections)
+        return choose_micro_batch(
+            divisors(rows_per_step), wanted, rows_per_step, window, self.shapes(sites), self.room(), self.host_room(),
+            self.rates or Rates(), is_packed=is_packed,
+        )  # fmt: skip
+
+
+def free_main_memory() -> int:
+    """Return the bytes of main memory that are free."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def fused_state(model: nn.Module) -> FusedState | None:
+    """Return the handle of a fused model, also below an adapter; None of any other model."""
+    found: FusedState | None = getattr(backbone_of(model), MARK, None)
+    return found
+
+
+def backbone_of(model: nn.Module) -> nn.Module:
+    """Return what turns token ids into hidden states."""
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    found: nn.Module = getattr(inner, "base_model", inner)
+    return found
+
+
+def obstacle(model: nn.Module) -> str | None:
+    """Say why nothing of a model can be fused; None if its family is known."""
+    settings: Any = getattr(backbone_of(model), "config", None)
+    kind = getattr(settings, "model_type", None)
+    if kind not in FAMILIES:
+        return f"models of type {kind} have no fused layers"
+    if getattr(settings, "use_bidirectional_attention", False):
+        return "its attention looks ahead"
+    return None
