@@ -164,7 +164,8 @@ def _too_large(base: Path, setup: Setup) -> str:
         framework = choose_framework(setup.model, has_gpu=_has_gpu()).framework
     except UserError as error:
         return f"training is not possible here: {error.what}"
-    if framework != "hf":
+    # fused computes what hf does, so hf tries it in its place.
+    if framework == "unsloth":
         return f"it is only done where hf trains, and here {framework} does"
     parameters = count_stored(base)
     if not parameters:

@@ -3,7 +3,7 @@
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +61,11 @@ def bench_finetune(asked: Asked, *, out: Path | None, scratch: Path | None, as_j
         emit("result", report=str(markdown), data=str(data), comparisons=lines)
     else:
         tell("done", comparisons=found, report=markdown)
+    return ending(found)
+
+
+def ending(found: Sequence[Comparison]) -> int:
+    """Return the exit code: 1 if ours has no speed to show on some base, whatever became of the peers."""
     return DONE if all(each.lines[0].ms for each in found) else FAILED
 
 
@@ -100,7 +105,7 @@ class Comparer:
         self.tell("started", model=model, what=system)
         more: dict[str, Any] = {"system": system}
         if self.options.profile and system == self.options.systems[0] and number == 0:
-            more["trace"] = str(self.out.resolve() / f"trace-{Path(model).name}-{system}.json")
+            more["trace"] = str(self.out.resolve() / f"trace-{Path(model).name}-{system}.json.gz")
         measured = self.children.measure(case.model_copy(update=more))
         self.tell("measured", model=model, system=system, result=measured)
         return measured

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from core.data.config import SourceConfig
 from core.data.quality import check_patterns
 from core.data.sources import kind_of, open_sources
-from core.errors import ConfigError, UserError
-from core.models.frameworks import find_obstacle
+from core.errors import UserError
+from core.models.frameworks import find_caveat, find_obstacle
 from core.models.resources import count_parameters, published_shape, shape_from_config
 from core.training.packing import packing_obstacle
 from flows.config_file import resolve_path
@@ -103,17 +103,20 @@ def _from_here(source: SourceConfig, config_path: Path) -> SourceConfig:
 
 def _software_findings(config: RunConfig, device: Device) -> Iterator[Finding]:
     """Say what keeps the chosen engine from working here, or that another one will take its place."""
-    obstacle = find_obstacle(config.model.framework, has_gpu=device.is_gpu)
-    if obstacle is None:
-        return
-    where = "model.framework"
-    # What no machine can do is wrong in the config; the rest is missing on this one.
-    kind: Literal["setting", "software"] = "setting" if isinstance(obstacle, ConfigError) else "software"
-    if config.model.fall_back:
+    framework, where = config.model.framework, "model.framework"
+    obstacle = find_obstacle(framework, has_gpu=device.is_gpu)
+    caveat = find_caveat(framework, has_gpu=device.is_gpu)
+    if caveat:
+        yield Finding(level="warning", kind="software", where=where, what=caveat)
+    if obstacle and config.model.fall_back:
         what = f"{obstacle.what}; hf trains instead, as model.fall_back allows"
-        yield Finding(level="warning", kind=kind, where=where, what=what)
-    else:
-        yield Finding(level="error", kind=kind, where=where, what=obstacle.what, fix=obstacle.fix)
+        yield Finding(level="warning", kind="software", where=where, what=what)
+    elif obstacle:
+        yield Finding(level="error", kind="software", where=where, what=obstacle.what, fix=obstacle.fix)
+    if framework != "fused" and config.training.activation_budget != "auto":
+        what = f"has no effect with {framework}: the fused engine alone plans what it keeps"
+        fix = "model.framework: fused, or leave it auto"
+        yield Finding(level="warning", kind="setting", where="training.activation_budget", what=what, fix=fix)
 
 
 def _integer_findings(config: RunConfig, device: Device) -> Iterator[Finding]:

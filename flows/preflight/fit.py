@@ -13,6 +13,7 @@ from core.models.resources import (
     Advice,
     Memory,
     ModelShape,
+    Outlook,
     TrainingLoad,
     count_parameters,
     estimate_disk,
@@ -20,7 +21,9 @@ from core.models.resources import (
     estimate_inference,
     estimate_merge,
     estimate_training,
+    find_outlook,
     fit,
+    fused_obstacle,
     hardware_row,
     recommended_settings,
     storage_of,
@@ -39,6 +42,10 @@ CLOSE = 1.1
 """An estimate this much above what is free may still fit: estimates are within a tenth of what was measured."""
 HEADROOM = 0.92
 """Share of the free memory that a recommendation fills: the allocator leaves gaps between tensors."""
+PLANNED = 0.96
+"""Share of the free memory that the fused engine plans with."""
+LOCKED = 0.5
+"""Share of the free main memory that it may lock."""
 RATED = 0.93
 """A card sold as 24 GB reports at least this share of it."""
 
@@ -79,6 +86,10 @@ def find_advice(config: RunConfig, shape: ModelShape, device: Device) -> Iterato
     usual = " ".join(f"{key}={value}" for key, value in recommended_settings(total / RATED).items())
     what = f"usual settings for a card of {total:.0f} GB: {usual}"
     yield Finding(level="note", kind="hardware", where="training", what=what)
+    if config.model.framework == "fused":
+        yield _fused_finding(config, shape, device)
+        if config.training.activation_budget == "auto":
+            return
     advice = _fit(config, shape, device)
     asked_for = _load(config, device)
     if advice and advice.load.micro_batch > asked_for.micro_batch and advice.load.window == asked_for.window:
@@ -87,6 +98,34 @@ def find_advice(config: RunConfig, shape: ModelShape, device: Device) -> Iterato
             f"{device.free / GB:.1f} GB): the same result, faster"
         )
         yield Finding(level="note", kind="hardware", where="training", what=what, fix=advice.line)
+
+
+def _fused_finding(config: RunConfig, shape: ModelShape, device: Device) -> Finding:
+    """Say what the fused layers will keep, or why there will be none."""
+    obstacle = fused_obstacle(shape, config.lora, is_8bit=config.model.load_in_8bit)
+    if obstacle:
+        what = f"{obstacle}: the model's own code runs instead, and hf is as fast"
+        return Finding(level="warning", kind="setting", where="model.framework", what=what)
+    outlook = _outlook(config, shape, device)
+    what = f"for the backward pass fused {outlook.words}" if outlook else "fused keeps what there is room for"
+    return Finding(level="note", kind="hardware", where="training.activation_budget", what=what)
+
+
+def _outlook(config: RunConfig, shape: ModelShape, device: Device) -> Outlook | None:
+    """Plan as the fused engine will; None for the other engines, and for models it has no layers for."""
+    if not device.is_gpu:
+        return None
+    training, load = config.training, _load(config, device)
+    budget = training.activation_budget
+    return find_outlook(
+        shape,
+        config.lora,
+        load,
+        per_step=load.micro_batch * training.gradient_accumulation_steps,
+        free=int(PLANNED * (device.free - RUNTIME_BYTES)),
+        host=int(LOCKED * psutil.virtual_memory().available),
+        budget=None if budget == "auto" else budget,
+    )
 
 
 def _beside(config: RunConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -104,15 +143,16 @@ def _width(config: RunConfig, device: Device) -> int:
 
 def _load(config: RunConfig, device: Device) -> TrainingLoad:
     training, checkpointing = config.training, config.lora.use_gradient_checkpointing
-    # Without a GPU unsloth cannot work, and hf takes its place or the run is refused.
+    fused = config.model.framework == "fused"
+    # Without a GPU unsloth cannot work, and hf takes its place or the run is refused; fused keeps everything there.
     return TrainingLoad(
         micro_batch=training.per_device_train_batch_size,
         window=config.model.max_seq_length,
         optimizer=training.optim,
-        is_checkpointed=bool(checkpointing),
+        is_checkpointed=bool(checkpointing) and (device.is_gpu or not fused),
         storage=storage_of(config.model),
         width=_width(config, device),
-        framework=config.model.framework if device.is_gpu else "hf",
+        framework=config.model.framework if device.is_gpu or fused else "hf",
         offloads=checkpointing == "unsloth",
         is_packed=training.packing,
         is_aware=config.quantized.aware is not None,
@@ -126,9 +166,10 @@ def _fit(config: RunConfig, shape: ModelShape, device: Device) -> Advice | None:
 
 def _memory_estimates(config: RunConfig, shape: ModelShape, device: Device, width: int) -> list[Estimate]:
     load, asked = _load(config, device), config.evaluation
+    outlook = _outlook(config, shape, device)
     phases: dict[str, Memory] = {
         "baseline, evaluate": _asking(config, shape, width, asked.batch_size),
-        "finetune": estimate_training(shape, config.lora, load),
+        "finetune": outlook.need if outlook else estimate_training(shape, config.lora, load),
         "merge": estimate_merge(shape, config.lora, width, probe=min(MERGE_PROBE, load.window)),
     }
     place = "GPU memory" if device.is_gpu else "memory"
@@ -139,6 +180,7 @@ def _memory_estimates(config: RunConfig, shape: ModelShape, device: Device, widt
     if device.is_gpu:
         offloaded = load.tokens * shape.hidden * shape.layers * load.width
         waiting = offloaded if load.framework == "unsloth" and load.offloads and load.is_checkpointed else 0
+        waiting = outlook.kept.host_bytes if outlook else waiting
         rows.append(_estimate("finetune", "memory", GPU_HOST_BYTES + waiting, memory))
     exported = max(estimate_gguf(shape, gguf_type) for gguf_type in config.gguf_formats)
     onnx, pytorch = _beside(config)

@@ -90,13 +90,17 @@ def looked_with(**model) -> LearnReport:
 
 
 def test_a_batch_is_learned_by_the_engine_that_takes_anothers_place() -> None:
-    report = looked_with(framework="fused", fall_back=True)
+    report = looked_with(framework="unsloth", fall_back=True)
     assert report.overfit.verdict == "learned"
 
 
+def test_hf_learns_a_batch_in_the_place_of_fused_which_computes_the_same() -> None:
+    assert looked_with(framework="fused").overfit.verdict == "learned"
+
+
 def test_an_engine_that_is_not_here_is_the_reason_why_nothing_is_learned() -> None:
-    report = looked_with(framework="fused")
-    assert (report.overfit.verdict, "not built yet" in report.overfit.reason) == ("skipped", True)
+    report = looked_with(framework="unsloth")
+    assert (report.overfit.verdict, "unsloth is not installed" in report.overfit.reason) == ("skipped", True)
 
 
 def test_every_file_of_a_folder_is_looked_into() -> None:

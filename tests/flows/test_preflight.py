@@ -297,12 +297,22 @@ def test_an_engine_that_is_not_installed_stops_a_run_but_not_validation() -> Non
     report.for_any_machine().raise_errors()
 
 
-def test_an_engine_that_no_machine_has_stops_validation_too() -> None:
-    report = look(engine="fused")
-    assert only(report.errors).kind == "setting"
-    with pytest.raises(ConfigError, match="not built yet"):
-        report.for_any_machine().raise_errors()
-    assert only(look(engine="fused", falls_back=True).findings).level == "warning"
+@pytest.mark.parametrize("falls_back", [False, True])
+def test_fused_kernels_that_cannot_run_here_are_a_warning(falls_back: bool) -> None:
+    report = look(engine="fused", falls_back=falls_back)
+    assert report.errors == ()
+    found = only(report.warnings)
+    assert (found.kind, found.where) == ("software", "model.framework")
+    assert "fused trains with the plain definitions of its kernels, and hf is as good" in found.what
+
+
+def test_a_budget_that_no_engine_asks_for_is_a_warning() -> None:
+    budget = {"training": {"activation_budget": 4}}
+    found = only(look(**budget).warnings)
+    assert (found.kind, found.where) == ("setting", "training.activation_budget")
+    assert "no effect with hf" in found.what
+    assert [each.where for each in look(engine="fused", **budget).warnings] == ["model.framework"]
+    assert look().warnings == ()
 
 
 # Packing

@@ -64,6 +64,26 @@ class Pass:
         self.store, self.scratch, self.chooser = store, scratch, chooser
         self.sites: dict[int, Site] = {}
         self.policies: dict[int, Policy] = {}
+        self.handed: dict[int, Tensor] = {}
+
+    def hand_on(self, index: int, like: Tensor) -> Tensor:
+        """Make room for the gradient that a layer will be given, with the extra columns it will want: [t, e].
+
+        The layer finds them again if nobody replaced the gradient on the way, which saves it a copy.
+        """
+        site = self.sites.get(index)
+        hidden = next(iter(self.sites.values())).hidden
+        if site is None or site.after_mlp is not None:
+            return like.new_empty(like.shape[0], hidden)
+        self.handed[index] = wide = site.down.gradients(like.shape[0])
+        return wide[:, :hidden]
+
+    def handed_to(self, index: int, dy: Tensor) -> Tensor | None:
+        """Return a gradient with its extra columns [t, e + R], if it is the one that was made for a layer."""
+        wide = self.handed.pop(index, None)
+        if wide is None or wide.data_ptr() != dy.data_ptr() or wide.stride() != dy.stride():
+            return None
+        return wide
 
 
 class Parts(NamedTuple):
@@ -114,23 +134,18 @@ def decode(x: Tensor, run: Pass, index: int, *, keeps: bool) -> Tensor:
 def forward(run: Pass, index: int, x: Tensor, keeps: bool) -> Tensor:
     """Compute a layer, and keep what its policy says."""
     site, tokens = run.sites[index], x.shape[0]
-    parts = split(run, site, project(run, site, x))
+    qkv, low_qkv = project(run, site, x)
+    parts = split(run, site, qkv)
     done = attend(run, site, parts)
-    low_o, residual, added = close_attention(run, site, x, done)
+    low_o, residual, added = close(run, site.o, site.after_attention, flat(done), x)
     matrix = site.gate_up.fill(run.scratch)
     wide, _ = normed(site.before_mlp, residual, site.gate_up)
     gate_up = site.gate_up.gradients(tokens)
     site.gate_up.forward_into(matrix, wide, gate_up[:, : 2 * site.inner])
+    low_up = wide[:, site.hidden :].contiguous() if site.gate_up.spare else None
     del wide
-    h = site.down.inputs(tokens)
-    glu(gate_up[:, : 2 * site.inner], site.activation, out=h[:, : site.inner])
-    matrix = site.down.fill(run.scratch)
-    mlp = None
-    if site.after_mlp is None:
-        y = site.down.added_to(matrix, h, residual)
-    else:
-        mlp = site.down.forward(matrix, h)
-        y, _ = rms_norm(mlp, site.after_mlp.weight, site.after_mlp.eps, offset=site.after_mlp.offset, residual=residual)
+    h = glu(gate_up[:, : 2 * site.inner], site.activation)
+    low_down, y, mlp = close(run, site.down, site.after_mlp, h, residual)
     if keeps:
         policy = run.policies[index]
         items = [
@@ -142,10 +157,9 @@ def forward(run: Pass, index: int, x: Tensor, keeps: bool) -> Tensor:
         ]
         if policy.attention is not Place.RECOMPUTE:
             run.store.states[index] = done.state
-        if site.o.spare and policy.attention is not Place.RECOMPUTE:
-            items.append(("low_o", low_o, Place.DEVICE))
-        if site.down.spare:
-            items.append(("low_down", h[:, site.inner :].contiguous(), Place.DEVICE))
+        for name, low in (("low_qkv", low_qkv), ("low_o", low_o), ("low_up", low_up), ("low_down", low_down)):
+            if low is not None:
+                items.append((name, low, Place.DEVICE))
         if added is not None and mlp is not None:
             items += [("attention_out", added, policy.attention_out), ("mlp_out", mlp, policy.mlp_out)]
         run.store.keep(index, items)
@@ -159,11 +173,12 @@ def normed(norm: Norm, x: Tensor, group: Group) -> tuple[Tensor, Tensor]:
     return wide, rstd
 
 
-def project(run: Pass, site: Site, x: Tensor) -> Tensor:
-    """Compute queries, keys and values side by side."""
+def project(run: Pass, site: Site, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Compute queries, keys and values side by side, and the adapters' inner values [t, R]."""
     matrix = site.qkv.fill(run.scratch)
     wide, _ = normed(site.before_attention, x, site.qkv)
-    return site.qkv.forward(matrix, wide)
+    qkv = site.qkv.forward(matrix, wide)
+    return qkv, wide[:, site.hidden :].contiguous() if site.qkv.spare else None
 
 
 def split(run: Pass, site: Site, qkv: Tensor, *, is_turned: bool = False) -> Parts:
@@ -199,23 +214,28 @@ def attend(run: Pass, site: Site, parts: Parts) -> Attended:
     return kernel.forward(q, k, v, site.scale, site.window, run.documents)
 
 
-def close_attention(run: Pass, site: Site, x: Tensor, done: Attended) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Project what attention returned and add it to the input.
+def close(
+    run: Pass, group: Group, norm: Norm | None, x: Tensor, residual: Tensor
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Project what a sublayer computed back to the model's width and add it to the residual.
+
+    Args:
+        run: The pass.
+        group: o or down.
+        norm: Of a sandwich: what is added is normalised first.
+        x: [t, k].
+        residual: [t, e].
 
     Returns:
-        The adapter's inner values [t, R], the sum [t, e], and in a sandwich what was normalised before it was added.
+        The adapters' inner values [t, R], the sum [t, e], and in a sandwich what was normalised.
     """
-    matrix = site.o.fill(run.scratch)
-    wide = site.o.inputs(x.shape[0])
-    wide[:, : site.o.k].copy_(flat(done))
-    if site.after_attention is None:
-        residual, added = site.o.added_to(matrix, wide, x), None
-    else:
-        norm = site.after_attention
-        added = site.o.forward(matrix, wide)
-        residual, _ = rms_norm(added, norm.weight, norm.eps, offset=norm.offset, residual=x)
-    low = wide[:, site.o.k :]
-    return low.contiguous() if site.o.spare else low, residual, added
+    matrix = group.fill(run.scratch)
+    if norm is None:
+        found, low = group.added_to(matrix, x, residual)
+        return low, found, None
+    added, low = group.added_to(matrix, x, None)
+    found, _ = rms_norm(added, norm.weight, norm.eps, offset=norm.offset, residual=residual)
+    return low, found, added
 
 
 def flat(done: Attended) -> Tensor:
@@ -238,7 +258,6 @@ class Recalled:
         self.held_x = x
         self.parts: Parts | None = None
         self.done: Attended | None = None
-        self.low_o: Tensor | None = None
         self.added: Tensor | None = None
         run.store.ask(index, ["residual", "mlp_out", "qkv", "attention", "input", "attention_out"])
 
@@ -253,7 +272,7 @@ class Recalled:
         """Return queries, keys and values, and what attention made of them."""
         if self.parts is None or self.done is None:
             kept = self.run.store.take(self.index, "qkv")
-            qkv = project(self.run, self.site, self.x()) if kept is None else kept
+            qkv = project(self.run, self.site, self.x())[0] if kept is None else kept
             self.parts = split(self.run, self.site, qkv, is_turned=kept is not None)
             out = self.run.store.take(self.index, "attention")
             if out is None:
@@ -272,7 +291,8 @@ class Recalled:
             found, _ = rms_norm(added, norm.weight, norm.eps, offset=norm.offset, residual=self.x())
             return found
         _, done = self.attention()
-        self.low_o, found, self.added = close_attention(self.run, self.site, self.x(), done)
+        site = self.site
+        _, found, self.added = close(self.run, site.o, site.after_attention, flat(done), self.x())
         return found
 
     def sublayer_out(self, name: str) -> Tensor | None:
@@ -316,25 +336,26 @@ def mlp_backward(run: Pass, recalled: Recalled, dy: Tensor) -> tuple[Tensor, tup
     matrix = up.fill(run.scratch)
     wide, rstd = normed(site.before_mlp, residual, up)
     gate_up = run.store.take(index, "gate_up")
+    recall_low(run, index, "low_up", wide[:, e:])
     if gate_up is None:
         gate_up = up.gradients(tokens)
-        up.forward_into(matrix, wide, gate_up[:, : 2 * f])
-    else:
-        up.widen(matrix, wide)
+        up.product(matrix, wide, gate_up[:, : 2 * f])
     back = down.fill(run.scratch)
-    d_out = down.gradients(tokens)
-    sublayer_gradient(run, recalled, site.after_mlp, "mlp_out", dy, d_out[:, :e])
+    d_out = run.handed_to(index, dy)
+    if d_out is None:
+        d_out = down.gradients(tokens)
+        sublayer_gradient(run, recalled, site.after_mlp, "mlp_out", dy, d_out[:, :e])
     down.widen_gradient(back, d_out)
     dh = down.input_gradient(back, d_out)
     h, _ = glu_backward(dh, gate_up[:, : 2 * f], site.activation, h_out=dh, out=gate_up[:, : 2 * f])
     low = run.store.look(index, "low_down")
     of_down = down.adapter_gradients(d_out, h, low if low is not None else d_out)
-    del dh, h
+    del dh, h, d_out
     up.widen_gradient(matrix, gate_up)
     of_up = up.adapter_gradients(gate_up, wide, wide[:, e:])
-    dx = up.input_gradient(matrix, gate_up, out=d_out[:, :e])
     norm = site.before_mlp
     d_residual = site.o.gradients(tokens) if site.after_attention is None else dy.new_empty(tokens, e)
+    dx = up.input_gradient(matrix, gate_up, out=d_residual[:, :e])
     rms_norm_backward(dx, residual, norm.weight, rstd, offset=norm.offset, add=dy, out=d_residual[:, :e])
     return d_residual, (*of_up, *of_down)
 
@@ -358,15 +379,12 @@ def again(run: Pass, recalled: Recalled, name: str) -> Tensor:
     site = recalled.site
     if name == "attention_out":
         _, done = recalled.attention()
-        recalled.low_o, _, added = close_attention(run, site, recalled.x(), done)
-        if added is not None:
-            return added
+        matrix = site.o.fill(run.scratch)
+        return site.o.added_to(matrix, flat(done), None)[0]
     matrix = site.gate_up.fill(run.scratch)
     wide, _ = normed(site.before_mlp, recalled.residual(), site.gate_up)
     gate_up = site.gate_up.forward(matrix, wide)
-    h = site.down.inputs(gate_up.shape[0])
-    glu(gate_up, site.activation, out=h[:, : site.inner])
-    return site.down.forward(site.down.fill(run.scratch), h)
+    return site.down.added_to(site.down.fill(run.scratch), glu(gate_up, site.activation), None)[0]
 
 
 def attention_backward(
@@ -375,7 +393,6 @@ def attention_backward(
     """Walk back through attention; see ``backward``."""
     site, e = recalled.site, recalled.site.hidden
     parts, done = recalled.attention()
-    low_o = recalled.low_o if recalled.low_o is not None else run.store.look(recalled.index, "low_o")
     d_added = d_residual
     if site.after_attention is not None:
         d_added = site.o.gradients(d_residual.shape[0])
@@ -383,10 +400,9 @@ def attention_backward(
     matrix = site.o.fill(run.scratch)
     site.o.widen_gradient(matrix, d_added)
     o = flat(done)
-    if low_o is None:
-        low_o = site.o.low(matrix, o)
     d_o = site.o.input_gradient(matrix, d_added)
-    of_o = site.o.adapter_gradients(d_added, o, low_o)
+    low = run.store.look(recalled.index, "low_o")
+    of_o = site.o.adapter_gradients(d_added, o, low if low is not None else d_added)
     _, q, k, v = parts
     kernel = run.chooser.choose(q, k, v, site.scale, site.window, run.documents)
     heads, (b, s) = site.heads, run.shape
@@ -406,14 +422,21 @@ def attention_backward(
     matrix = site.qkv.fill(run.scratch)
     x, norm = recalled.x(), site.before_attention
     wide, rstd = normed(norm, x, site.qkv)
-    site.qkv.widen(matrix, wide)
+    recall_low(run, recalled.index, "low_qkv", wide[:, e:])
     site.qkv.widen_gradient(matrix, d_qkv)
     of_qkv = site.qkv.adapter_gradients(d_qkv, wide, wide[:, e:])
     if not needs_x:
         return None, (*of_qkv, *of_o)
-    dx = site.qkv.input_gradient(matrix, d_qkv)
+    dx = site.qkv.input_gradient(matrix, d_qkv, out=run.hand_on(recalled.index - 1, d_residual))
     rms_norm_backward(dx, x, norm.weight, rstd, offset=norm.offset, add=d_residual[:, :e], out=dx)
     return dx, (*of_qkv, *of_o)
+
+
+def recall_low(run: Pass, index: int, name: str, out: Tensor) -> None:
+    """Write the adapters' kept inner values where products read them: [t, R]."""
+    low = run.store.look(index, name)
+    if low is not None:
+        out.copy_(low)
 
 
 class FinalNorm(torch.autograd.Function):

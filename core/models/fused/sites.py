@@ -8,7 +8,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from core.kernels.lora_linear import Adapter, Group, Projection
-from core.kernels.lora_linear.fused import at_home
+from core.kernels.lora_linear.group import at_home
 from core.kernels.nf4 import Packed
 from core.kernels.rope import Heads
 

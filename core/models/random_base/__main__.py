@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from core.artifacts import atomic_path
-from core.models.random_base.making import make_model
 from core.models.random_base.shapes import SHAPES
 
 
@@ -15,6 +14,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
+    from core.models.random_base.making import make_model
+
     with atomic_path(options.folder) as part:
         make_model(options.name, part, tiny=options.tiny)
 

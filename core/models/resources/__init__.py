@@ -22,6 +22,8 @@ from core.models.resources.counting import (
     count_parameters,
     linears,
 )
+from core.models.resources.fused import fused_obstacle
+from core.models.resources.outlook import Outlook, find_outlook
 from core.models.resources.phases import (
     GGUF_BYTES,
     ONNX_TRACE_BYTES,
@@ -71,6 +73,7 @@ __all__ = [
     "Family",
     "Memory",
     "ModelShape",
+    "Outlook",
     "Storage",
     "TrainingLoad",
     "VisionShape",
@@ -87,7 +90,9 @@ __all__ = [
     "estimate_onnx",
     "estimate_pytorch",
     "estimate_training",
+    "find_outlook",
     "fit",
+    "fused_obstacle",
     "hardware_row",
     "linears",
     "optimizer_bytes",

@@ -20,6 +20,14 @@ from core.models.resources.counting import (
     count_parameters,
     linears,
 )
+from core.models.resources.fused import (
+    TILE_NUMBERS,
+    fused_obstacle,
+    home_bytes,
+    layer_shapes,
+    least_plan,
+    work_bytes,
+)
 from core.models.resources.shapes import FAMILIES, ModelShape
 
 MIB = 1024**2
@@ -116,17 +124,17 @@ class Memory(NamedTuple):
 def estimate_training(shape: ModelShape, lora: LoraConfig, load: TrainingLoad) -> Memory:
     """Estimate the peak of one training step with an adapter; its weights and gradients are float32.
 
+    Fused layers are counted at their least, with all that may wait in main memory there; see ``find_outlook`` for
+    what they add where there is room.
+
     An upper bound where examples are shorter than the window, or where prompts carry no loss.
     """
     trained = count_lora(shape, lora)
-    kept = load.tokens * _kept(shape, lora, load)
-    at_head = load.tokens * _beside_head(shape, load), _head_bytes(shape, load)
-    in_block = (
-        load.tokens * _at_work(shape, lora, load) + _largest_weight(shape, lora, load) + _mask(shape, load)
-    )
-    activations, logits = (kept + at_head[0], at_head[1]) if sum(at_head) > in_block else (kept + in_block, 0)
+    fused = is_fused(shape, lora, load)
+    activations, logits = (_of_fused if fused else _of_blocks)(shape, lora, load)
+    in_homes = home_bytes(shape, lora, load.width) if fused and load.storage == "full" else 0
     return Memory(
-        weights=held_weights(shape, load),
+        weights=held_weights(shape, load) + in_homes,
         adapter=4 * trained,
         gradients=4 * trained,
         optimizer=optimizer_bytes(shape, lora, load.optimizer),
@@ -136,16 +144,44 @@ def estimate_training(shape: ModelShape, lora: LoraConfig, load: TrainingLoad) -
     )
 
 
+def is_fused(shape: ModelShape, lora: LoraConfig, load: TrainingLoad) -> bool:
+    """Tell whether the layers run as the fused engine's functions."""
+    is_8bit = load.storage == "8bit"
+    return load.framework == "fused" and fused_obstacle(shape, lora, is_8bit=is_8bit) is None
+
+
+def _of_fused(shape: ModelShape, lora: LoraConfig, load: TrainingLoad) -> tuple[float, float]:
+    """Count the activations and logits of fused layers that keep the least, or everything without checkpointing."""
+    kept = least_plan(layer_shapes(shape, load.width), load.tokens, keeps_all=not load.is_checkpointed)
+    in_layer, at_head = work_bytes(
+        shape, lora, load.tokens, load.width, is_packed=load.storage != "full", fetches=kept.host_bytes > 0
+    )
+    if in_layer >= at_head:
+        return kept.device_bytes + in_layer, 0
+    logits = load.width * min(TILE_NUMBERS, load.tokens * shape.vocab)
+    return kept.device_bytes + at_head - logits, logits
+
+
+def _of_blocks(shape: ModelShape, lora: LoraConfig, load: TrainingLoad) -> tuple[float, float]:
+    """Count the activations and logits of blocks that run by their own code, or unsloth's."""
+    kept = load.tokens * _kept(shape, lora, load)
+    at_head = load.tokens * _beside_head(shape, load), _head_bytes(shape, load)
+    in_block = (
+        load.tokens * _at_work(shape, lora, load) + _largest_weight(shape, lora, load) + _mask(shape, load)
+    )
+    return (kept + at_head[0], at_head[1]) if sum(at_head) > in_block else (kept + in_block, 0.0)
+
+
 def held_weights(shape: ModelShape, load: TrainingLoad) -> int:
     """Count the bytes of the base while it is trained on.
 
-    Of a quantized base the stock engine holds embeddings, norms and the head in float32, unsloth in 16 bits.
+    Of a quantized base the stock engine holds embeddings, norms and the head in float32, the others in 16 bits.
     """
     return stored_weights(shape, load.width if _keeps_width(load) else 4, load.storage)
 
 
 def _keeps_width(load: TrainingLoad) -> bool:
-    return load.storage == "full" or load.framework == "unsloth"
+    return load.storage == "full" or load.framework in ("unsloth", "fused")
 
 
 def stored_weights(shape: ModelShape, width: int, storage: Storage = "full") -> int:

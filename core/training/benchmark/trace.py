@@ -1,5 +1,6 @@
 """Read a Chrome trace of torch.profiler: which kernels ran, what launched them, and when nothing ran."""
 
+import gzip
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -35,9 +36,13 @@ class Trace(NamedTuple):
 
 
 def read_trace(path: Path) -> Trace:
-    """Read a file that ``export_chrome_trace`` wrote."""
-    events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    return parse(events)
+    """Read a file that ``export_chrome_trace`` wrote, compressed or not."""
+    with (
+        gzip.open(path, "rt", encoding="utf-8")
+        if path.suffix == ".gz"
+        else path.open(encoding="utf-8") as file
+    ):
+        return parse(json.load(file)["traceEvents"])
 
 
 def parse(events: Iterable[Mapping[str, Any]]) -> Trace:

@@ -37,6 +37,38 @@ def checks() -> Iterator[dict[str, Any]]:
         yield row
 
 
+def packed(rows: int, columns: int, nested: bool = True) -> nf4.Packed:
+    """Draw a weight of four bits without bitsandbytes."""
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def random_bytes(count: int) -> torch.Tensor:
+        return torch.randint(0, 256, (count,), device="cuda", dtype=torch.uint8, generator=generator)
+
+    blocks = -(-rows * columns // 64)
+    code = torch.linspace(-1, 1, 16, device="cuda").sign() * torch.linspace(-1, 1, 16, device="cuda") ** 2
+    data = random_bytes((rows * columns + 1) // 2)
+    if not nested:
+        return nf4.Packed(data, torch.rand(blocks, device="cuda"), code, 64, (rows, columns), torch.bfloat16)
+    inner = (torch.rand(-(-blocks // 256), device="cuda"), torch.linspace(-1, 1, 256, device="cuda"))
+    offset = torch.tensor(1.5, device="cuda")
+    return nf4.Packed(
+        data, random_bytes(blocks), code, 64, (rows, columns), torch.bfloat16, *inner, 256, offset
+    )
+
+
+def peer(weight: nf4.Packed) -> Callable[[], torch.Tensor]:
+    """Give bitsandbytes' own way to unpack a weight."""
+    from bitsandbytes import functional
+
+    inner, kind = None, {"shape": weight.shape, "blocksize": 64, "quant_type": "nf4", "dtype": weight.dtype}
+    if weight.nested_absmax is not None:
+        inner = functional.QuantState(
+            weight.nested_absmax, code=weight.nested_code, blocksize=256, dtype=torch.float32
+        )
+    state = functional.QuantState(weight.absmax, code=weight.code, offset=weight.offset, state2=inner, **kind)
+    return lambda: functional.dequantize_4bit(weight.data.view(-1, 1), state)
+
+
 def rows(n: int, width: int) -> torch.Tensor:
     """Make a matrix of more than 2^31 bfloat16 numbers: zeros but for the last rows."""
     assert n * width > 1 << 31

@@ -183,6 +183,7 @@ def test_backward_turns_back_what_forward_turned(op):
     torch.testing.assert_close(op.rope_backward(dq, dk, dv, cos, sin, at, heads), qkv)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
 def test_values_that_overflowed_pass_through_alone(op):
     b, s, heads = CASES[0]
     tables, gradients = (
@@ -287,11 +288,11 @@ def test_no_tokens_at_all(op):
 
 def test_offsets_beyond_two_to_the_31(op):
     stride, heads, (cos, sin) = 1 << 30, Heads(2, 1, 16), table(16)
-    buffer = torch.empty(3 * stride + 64, dtype=torch.bfloat16, device=DEVICE)
-    qkv = buffer.as_strided((4, 64), (stride, 1)).copy_(normal(4, 64))
-    near, at = qkv.contiguous(), places(4)
+    buffer = torch.empty(2 * stride + 64, dtype=torch.bfloat16, device=DEVICE)
+    qkv = buffer.as_strided((3, 64), (stride, 1)).copy_(normal(3, 64))
+    near, at = qkv.contiguous(), places(3)
     gradients = [
-        far.as_strided((1, h, 4, 16), (0, 16, stride, 1)) for far, h in ((buffer, 2), (buffer[32:], 1))
+        far.as_strided((1, h, 3, 16), (0, 16, stride, 1)) for far, h in ((buffer, 2), (buffer[32:], 1))
     ]
     close = [g.contiguous() for g in gradients]
     expected = op.rope_backward(close[0], close[1], close[1], cos, sin, at, heads)

@@ -100,21 +100,45 @@ def test_an_unsloth_that_cannot_be_imported_is_one_message(monkeypatch, tmp_path
         assert prepare_framework(ModelConfig(name="x", framework="unsloth", fall_back=True)).framework == "hf"
 
 
-def test_the_fused_kernels_are_not_there_yet(base: Path):
-    with pytest.raises(ConfigError, match=r"fused kernels are not built yet(.|\n)*framework: hf"):
-        load_model(config(base, framework="fused"), trainable=True)
+@pytest.mark.parametrize("falls_back", [False, True])
+def test_fused_works_without_a_gpu_and_says_that_hf_is_as_good_there(base: Path, falls_back: bool, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    wanted = config(base, framework="fused", fall_back=falls_back, load_in_4bit=False)
+    with pytest.warns(FrameworkNotice, match="no NVIDIA GPU here: fused trains with the plain definitions"):
+        model = load_model(wanted, trainable=True)
+    assert framework_of(model) == "fused"
+    assert framework_of(attach(model, LORA)) == "fused"
 
 
-@pytest.mark.parametrize("framework", ["fused", "unsloth"])
-def test_falling_back_is_said_and_trains_with_hf(base: Path, framework: str):
-    if framework == "unsloth" and not NOT_HERE:
-        pytest.skip("unsloth is installed here")
-    with pytest.warns(FrameworkNotice, match=r"(not built yet|not installed); training with hf instead"):
+@pytest.mark.parametrize(("cuda", "notice"), [(None, "no NVIDIA GPU"), ("13.0", None)])
+def test_a_gpu_that_is_not_nvidias_does_not_run_the_kernels(monkeypatch, cuda: str | None, notice: str | None):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    wanted = ModelConfig(name="x", framework="fused")
+    if notice is None:
+        assert prepare_framework(wanted) == ("fused", None)
+        return
+    with pytest.warns(FrameworkNotice, match=notice):
+        assert prepare_framework(wanted).framework == "fused"
+
+
+def test_fused_without_triton_says_so(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    choice = choose_framework(ModelConfig(name="x", framework="fused"), has_gpu=True)
+    assert choice.framework == "fused"
+    assert str(choice.notice).startswith("Triton is not installed: fused trains with the plain definitions")
+    assert choose_framework(ModelConfig(name="x"), has_gpu=False) == ("hf", None)
+
+
+@pytest.mark.skipif(not NOT_HERE, reason="unsloth is installed here")
+def test_falling_back_is_said_and_trains_with_hf(base: Path):
+    with pytest.warns(FrameworkNotice, match="not installed; training with hf instead"):
         model = load_model(
-            config(base, framework=framework, fall_back=True, load_in_4bit=False), trainable=True
+            config(base, framework="unsloth", fall_back=True, load_in_4bit=False), trainable=True
         )
     assert framework_of(model) == "hf"
-    choice = choose_framework(ModelConfig(name="x", framework=framework, fall_back=True), has_gpu=False)
+    choice = choose_framework(ModelConfig(name="x", framework="unsloth", fall_back=True), has_gpu=False)
     assert choice.framework == "hf"
     assert choice.notice
 
@@ -123,7 +147,6 @@ def test_falling_back_is_said_and_trains_with_hf(base: Path, framework: str):
     ("framework", "installed", "has_gpu", "obstacle"),
     [
         ("hf", False, False, None),
-        ("fused", True, True, "not built yet"),
         ("unsloth", True, True, None),
         ("unsloth", False, True, "not installed"),
         ("unsloth", True, False, "needs a GPU"),

@@ -10,7 +10,7 @@ from core.training.status import TrainingLog, TrainingStatus
 FIELDS = {
     "running", "step", "total_steps", "epoch", "total_epochs", "loss", "learning_rate", "eta_seconds",
     "started_at", "checkpoint_at", "error", "last_updated", "completed_at",
-    "micro_batch", "accumulation", "shrinks",
+    "micro_batch", "accumulation", "shrinks", "reliefs",
 }  # fmt: skip
 
 

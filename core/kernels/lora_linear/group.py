@@ -1,0 +1,288 @@
+"""Adapters in extra rows and columns of the frozen matrix, so that one product computes both.
+
+With R spare columns, R >= the ranks of all adapters of a group of layers that share their input::
+
+    M = [ W   B ]   n + R rows, k + R columns       forward   y  = [x | x (sA)'] [W | B]'
+        [ sA  0 ]                                   backward  dx = [dy | dy B] [W ; sA]
+
+Both sums are accumulated in float32 before they are rounded once, and no product's result is read and written a
+second time to add the adapter's share. On an H200 the wider product costs what the narrow one does (within the
+noise of 2 %), where adding the share of r = 16 to the gate and up projections of 8B costs 0.8 ms of 5.8.
+Biases take one more column against a column of ones.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from core.kernels.backend import runs_fused
+from core.kernels.lora_linear.reference import Projection
+from core.kernels.nf4 import Packed, dequantize
+
+SPARE = 64
+"""Extra rows and columns come in multiples of this, which keeps every row of the matrix on a 128-byte boundary."""
+
+
+class Shape(NamedTuple):
+    """Where everything lies in the extended matrix; equal shapes share scratch memory."""
+
+    rows: tuple[int, ...]
+    columns: int
+    ranks: tuple[tuple[int, ...], ...]
+    has_bias: bool
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def n(self) -> int:
+        """Outputs of all projections."""
+        return sum(self.rows)
+
+    @property
+    def rank(self) -> int:
+        """Ranks of all adapters."""
+        return sum(map(sum, self.ranks))
+
+    @property
+    def spare(self) -> int:
+        """Extra rows and columns."""
+        used = self.rank + self.has_bias
+        return math.ceil(used / SPARE) * SPARE
+
+
+class Scratch:
+    """Extended matrices that are filled anew for each use, one for every shape."""
+
+    def __init__(self) -> None:
+        self.matrices: dict[Shape, Tensor] = {}
+
+    def matrix(self, shape: Shape) -> Tensor:
+        """Return the matrix of a shape; zero wherever nothing is ever written."""
+        found = self.matrices.get(shape)
+        if found is None:
+            size = shape.n + shape.spare, shape.columns + shape.spare
+            found = self.matrices[shape] = torch.zeros(size, dtype=shape.dtype, device=shape.device)
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes held."""
+        return sum(each.nbytes for each in self.matrices.values())
+
+
+class Group:
+    """Projections that share an input, such as q, k and v, as one matrix."""
+
+    def __init__(
+        self, projections: Sequence[Projection], dtype: torch.dtype, *, home: Tensor | None = None
+    ) -> None:
+        """Lay the projections out.
+
+        Args:
+            projections: At least one, all with the same k.
+            dtype: What is computed in.
+            home: An extended matrix that holds the weights for good, from ``at_home``; adapters are still
+                written into it each time.
+        """
+        self.projections = tuple(projections)
+        first = self.projections[0].weight
+        device = first.data.device if isinstance(first, Packed) else first.device
+        self.shape = Shape(
+            tuple(each.rows for each in self.projections),
+            self.projections[0].columns,
+            tuple(tuple(int(one.a.shape[0]) for one in each.adapters) for each in self.projections),
+            any(each.bias is not None for each in self.projections),
+            dtype,
+            device,
+        )
+        self.home = home
+
+    @property
+    def n(self) -> int:
+        """Return the outputs of all projections."""
+        return self.shape.n
+
+    @property
+    def k(self) -> int:
+        """Return the inputs."""
+        return self.shape.columns
+
+    @property
+    def spare(self) -> int:
+        """Return the extra columns of an input or of a gradient."""
+        return self.shape.spare
+
+    def inputs(self, tokens: int) -> Tensor:
+        """Make room for an input and its extra columns: [t, k + R], the first k to be written."""
+        return torch.empty(tokens, self.k + self.spare, dtype=self.shape.dtype, device=self.shape.device)
+
+    def gradients(self, tokens: int) -> Tensor:
+        """Make room for a gradient and its extra columns: [t, n + R], the first n to be written."""
+        return torch.empty(tokens, self.n + self.spare, dtype=self.shape.dtype, device=self.shape.device)
+
+    def fill(self, scratch: Scratch) -> Tensor:
+        """Write weights, biases and adapters into the extended matrix."""
+        matrix = self.home if self.home is not None else scratch.matrix(self.shape)
+        row = 0
+        for each in self.projections:
+            rows = slice(row, row + each.rows)
+            if self.home is None:
+                write(each.weight, matrix[rows, : self.k])
+            if each.bias is not None:
+                matrix[rows, self.k + self.shape.rank].copy_(each.bias)
+            row += each.rows
+        if self.shape.rank:
+            self._spread(matrix)
+        return matrix
+
+    def _spread(self, matrix: Tensor) -> None:
+        if runs_fused(matrix.device):
+            from core.kernels.lora_linear.fused import spread
+
+            spread(matrix, self.projections, self.n, self.k)
+            return
+        row, column = 0, self.k
+        for each in self.projections:
+            for a, b, scale in each.adapters:
+                end = column + int(a.shape[0])
+                matrix[row : row + each.rows, column:end].copy_(b)
+                torch.mul(a, scale, out=matrix[self.n + column - self.k : self.n + end - self.k, : self.k])
+                column = end
+            row += each.rows
+
+    def forward(self, matrix: Tensor, x: Tensor) -> Tensor:
+        """Compute all outputs [t, n], side by side, and the extra columns of the input.
+
+        Args:
+            matrix: From ``fill``.
+            x: [t, k + R] from ``inputs``, its first k columns written.
+        """
+        self.widen(matrix, x)
+        return torch.mm(x, matrix[: self.n].t())
+
+    def forward_into(self, matrix: Tensor, x: Tensor, out: Tensor) -> Tensor:
+        """Like ``forward``, into [t, n] of any row stride."""
+        self.widen(matrix, x)
+        return self.product(matrix, x, out)
+
+    def product(self, matrix: Tensor, x: Tensor, out: Tensor) -> Tensor:
+        """Compute the outputs from an input whose extra columns are written, into [t, n] of any row stride."""
+        return torch.mm(x, matrix[: self.n].t(), out=out)
+
+    def added_to(self, matrix: Tensor, x: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Compute the outputs from an input without extra columns, added to something before they are rounded.
+
+        Args:
+            matrix: From ``fill``.
+            x: [t, k], any row stride.
+            other: [t, n], or None.
+
+        Returns:
+            [t, n] and the adapters' inner values [t, R], or None if there are no extra columns.
+        """
+        weight = matrix[: self.n, : self.k].t()
+        if not self.spare:
+            return (torch.mm(x, weight) if other is None else torch.addmm(other, x, weight)), None
+        low = self.low(matrix, x)
+        if self.shape.has_bias:
+            low[:, self.shape.rank].fill_(1.0)
+        up = matrix[: self.n, self.k :]
+        return plus_low_rank(other, low, up).addmm_(x, weight), low
+
+    def widen(self, matrix: Tensor, x: Tensor) -> None:
+        """Write x (sA)' into the extra columns of an input; the ways to compute outputs do so themselves."""
+        if not self.spare:
+            return
+        torch.mm(x[:, : self.k], matrix[self.n :, : self.k].t(), out=x[:, self.k :])
+        if self.shape.has_bias:
+            x[:, self.k + self.shape.rank].fill_(1.0)
+
+    def low(self, matrix: Tensor, x: Tensor) -> Tensor:
+        """Compute the adapters' inner values x (sA)' alone: [t, R]."""
+        return torch.mm(x[:, : self.k], matrix[self.n :, : self.k].t())
+
+    def widen_gradient(self, matrix: Tensor, dy: Tensor) -> None:
+        """Write dy B into the extra columns of a gradient, before the gradients below are asked for.
+
+        Args:
+            matrix: From ``fill``, with the adapters of the forward pass.
+            dy: [t, n + R] from ``gradients``, its first n columns written.
+        """
+        if self.spare:
+            torch.mm(dy[:, : self.n], matrix[: self.n, self.k :], out=dy[:, self.n :])
+
+    def input_gradient(self, matrix: Tensor, dy: Tensor, out: Tensor | None = None) -> Tensor:
+        """Compute the input's gradient [t, k] from a widened one; into ``out``, of any row stride, if given."""
+        back = matrix[:, : self.k]
+        return torch.mm(dy, back) if out is None else torch.mm(dy, back, out=out)
+
+    def adapter_gradients(self, dy: Tensor, x: Tensor, low: Tensor) -> tuple[Tensor, ...]:
+        """Compute the gradients A, B, A, B, .. in the order of the projections and their adapters.
+
+        Args:
+            dy: A widened gradient.
+            x: The input, [t, k] or wider.
+            low: [t, R], the input's extra columns; not read if there is no adapter.
+        """
+        rank, n = self.shape.rank, self.n
+        if not rank:
+            return ()
+        down = exact_product(dy[:, n : n + rank].t(), x[:, : self.k])
+        up = exact_product(dy[:, :n].t(), low[:, :rank])
+        found: list[Tensor] = []
+        row = column = 0
+        for each in self.projections:
+            for a, b, scale in each.adapters:
+                columns = slice(column, column + int(a.shape[0]))
+                found.append(scaled(down[columns], scale).to(a.dtype))
+                found.append(up[row : row + each.rows, columns].to(b.dtype))
+                column = columns.stop
+            row += each.rows
+        return tuple(found)
+
+
+def at_home(projections: Sequence[Projection], dtype: torch.dtype) -> Tensor:
+    """Make an extended matrix that holds the frozen weights of 16 or 32 bits for good."""
+    shape = Group(projections, dtype).shape
+    matrix = torch.zeros(
+        shape.n + shape.spare, shape.columns + shape.spare, dtype=dtype, device=shape.device
+    )
+    row = 0
+    for each in projections:
+        write(each.weight, matrix[row : row + each.rows, : shape.columns])
+        row += each.rows
+    return matrix
+
+
+def plus_low_rank(other: Tensor | None, low: Tensor, up: Tensor) -> Tensor:
+    """Return other [t, n] + low [t, R] up' [R, n]; the product alone without other."""
+    if other is None:
+        return torch.mm(low, up.t())
+    if runs_fused(low.device):
+        from core.kernels.lora_linear import fused
+
+        return fused.plus_low_rank(other, low, up)
+    return torch.addmm(other, low, up.t())
+
+
+def write(weight: Tensor | Packed, out: Tensor) -> None:
+    """Write a frozen weight, expanded if it is packed."""
+    if isinstance(weight, Packed):
+        dequantize(weight, out=out)
+    else:
+        out.copy_(weight)
+
+
+def scaled(tensor: Tensor, scale: float) -> Tensor:
+    """Multiply, unless there is nothing to do."""
+    return tensor if scale == 1.0 else tensor * scale
+
+
+def exact_product(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply two matrices, with the float32 sums not rounded where the library offers that."""
+    if left.device.type == "cuda" and left.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return torch.mm(left, right)
