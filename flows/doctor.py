@@ -26,6 +26,7 @@ from packaging.requirements import Requirement
 
 from core.config import Frozen
 from core.errors import ResourceError
+from core.models.frameworks import find_caveat
 from flows.server_process import listen
 from flows.servers import PrefectApi, running, start_private
 from flows.settings import SOURCE, Settings
@@ -74,6 +75,7 @@ def examine(settings: Settings, *, fast: bool = False) -> list[Finding]:
         memory(),
         disk(settings),
         gpu(),
+        kernels(),
     ]
     findings += [home(settings), *ports(settings), models(settings)]
     return findings if fast else [*findings, llama(), scheduling(settings)]
@@ -150,6 +152,16 @@ def gpu() -> Finding:
     code, text = _run(query, 20.0)
     fix = "" if code == 0 else "reinstall the NVIDIA driver, then try `nvidia-smi`"
     return Finding(name="gpu", ok=code == 0, detail="; ".join(text.splitlines()), fix=fix)
+
+
+def kernels() -> Finding:
+    """Tell whether model.framework: fused would run its own kernels here; training works without them."""
+    has_gpu = shutil.which("nvidia-smi") is not None
+    caveat = find_caveat("fused", has_gpu=has_gpu)
+    detail = caveat or "model.framework: fused runs its own kernels here"
+    return Finding(
+        name="kernels", ok=True, detail=detail, fix="pip install triton" if caveat and has_gpu else ""
+    )
 
 
 def home(settings: Settings) -> Finding:

@@ -18,7 +18,8 @@ class ModelConfig(Block):
     revision: str | None = None
     """Branch, tag or commit of a Hub id; null takes the main branch."""
     framework: Framework = "hf"
-    """Engine that loads and trains the model; also spelled {type: unsloth} or use_unsloth: true."""
+    """Engine that loads and trains the model; also spelled {type: unsloth} or use_unsloth: true. fused is for Llama,
+    Mistral, Qwen and Gemma 3 on an NVIDIA GPU, and trains what hf trains."""
     fall_back: bool = False
     """Use hf, with a notice, where the chosen framework is not installed."""
     max_seq_length: int = Field(default=2048, ge=256, le=131072)
@@ -84,7 +85,8 @@ class LoraConfig(Block):
     bias: Literal["none", "all", "lora_only"] = "none"
     """Which biases are trained."""
     use_gradient_checkpointing: bool | Literal["unsloth"] = "unsloth"
-    """Recompute activations in the backward pass; "unsloth" means true on other frameworks."""
+    """Recompute activations in the backward pass; "unsloth" means true on other frameworks. fused recomputes only what
+    training.activation_budget has no room for."""
     random_state: int = 3407
     """Seed of the adapter's initial weights."""
     use_rslora: bool = False

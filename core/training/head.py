@@ -42,9 +42,8 @@ class Head(NamedTuple):
 
     def fused_loss(self, rows: Tensor, targets: Tensor) -> Tensor:
         """Return the summed cross-entropy of [n, e] and [n], its gradient made on the way: no logit twice."""
-        weight, bias = self.project.weight, self.project.bias
-        assert isinstance(weight, Tensor)  # noqa: S101 - ``is_plain`` was asked
-        bias = bias if isinstance(bias, Tensor) else None
+        project: Any = self.project
+        weight, bias = project.weight, project.bias
         rows = rows.to(weight.dtype)
         return summed_linear_cross_entropy(
             rows, weight, targets, bias=bias, softcap=self.softcap, scale=self.scale
@@ -81,7 +80,12 @@ def find_head(model: nn.Module, device: torch.device) -> Head | None:
         return None
     settings = whole.config.get_text_config()
     head = Head(
-        backbone, project, finishing(settings), settings.vocab_size, settings_cap(settings), factor_of(settings)
+        backbone,
+        project,
+        finishing(settings),
+        settings.vocab_size,
+        settings_cap(settings),
+        factor_of(settings),
     )
     was_training = model.training
     model.eval()

@@ -47,8 +47,36 @@ def optimizer_class(name: str, *, on_gpu: bool) -> Maker:
         "paged_adamw_32bit": "PagedAdamW32bit" if on_gpu else "AdamW32bit",
         "lion_8bit": "Lion8bit",
     }
-    maker: Maker = getattr(optim, theirs[name])
-    return maker
+    maker = getattr(optim, theirs[name])
+    paged: Maker = maker
+    return paged if name.startswith("paged") and on_gpu else flowing(maker)
+
+
+def flowing(maker: Any) -> Maker:
+    """Return an optimizer of bitsandbytes that does not wait for the GPU after every tensor.
+
+    Only paged states need that: their tensors move while the host goes on. On an H200 the 448 tensors of an 8B
+    adapter cost 21 ms of an idle GPU in each step.
+    """
+
+    class Flowing(maker):  # type: ignore[misc]
+        @torch.no_grad()
+        def step(self, closure: Callable[[], float] | None = None) -> float | None:
+            if self.is_paged or not self.initialized:
+                found: float | None = super().step(closure)
+                return found
+            loss = closure() if closure is not None else None
+            for number, group in enumerate(self.param_groups):
+                for place, parameter in enumerate(group["params"]):
+                    if parameter.grad is None:
+                        continue
+                    if not self.state[parameter]:
+                        self.init_state(group, parameter, number, place)
+                    self.update_step(group, parameter, number, place)
+            return loss
+
+    Flowing.__name__ = Flowing.__qualname__ = maker.__name__
+    return Flowing
 
 
 @torch.no_grad()

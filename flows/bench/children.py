@@ -33,9 +33,11 @@ class Children:
             return Path(name)
         folder = self.bases / (f"{name}-tiny" if tiny else name)
         if not (folder / "generation_config.json").is_file():
-            code, log = self._run(
-                ["core.models.random_base", name, str(folder), *(["--tiny"] if tiny else [])]
-            )
+            command = ["core.models.random_base", name, str(folder), *(["--tiny"] if tiny else [])]
+            try:
+                code, log = self._run(command)
+            except subprocess.TimeoutExpired as late:
+                raise EngineFailed(f"the base {name} was not made after {self.timeout} seconds") from late
             if code:
                 raise EngineFailed(f"the base {name} could not be made: {last_lines(log)}")
         return folder

@@ -26,7 +26,7 @@ def test_the_fast_examination_names_every_subject_once(settings):
     names = [finding.name for finding in doctor.examine(settings, fast=True)]
     assert len(names) == len(set(names))
     expected = {"python", "prefect", "mlflow", "fastapi", "sqlalchemy", "torch", "c-compiler", "memory"}
-    expected |= {"disk", "gpu", "home", "port 4200", "port 5000", "model-cache"}
+    expected |= {"disk", "gpu", "kernels", "home", "port 4200", "port 5000", "model-cache"}
     assert expected <= set(names)
     assert not {"llama.cpp", "prefect-server"} & set(names)
 
@@ -54,6 +54,23 @@ def test_a_build_tag_is_within_a_pin():
 def test_a_missing_compiler_is_found(settings):
     finding = doctor.compiler(settings.model_copy(update={"compiler": "no-such-compiler -O2"}))
     assert not finding.ok and "gcc" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("tool", "triton", "words", "fix"),
+    [
+        (None, object(), "no NVIDIA GPU here: fused trains with the plain definitions", ""),
+        ("/bin/nvidia-smi", None, "Triton is not installed", "pip install triton"),
+        ("/bin/nvidia-smi", object(), "fused runs its own kernels here", ""),
+    ],
+)
+def test_the_fused_kernels_need_a_gpu_and_triton_and_training_does_not(monkeypatch, tool, triton, words, fix):
+    monkeypatch.setattr("shutil.which", lambda name: tool)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: triton)
+    found = doctor.kernels()
+    assert found.ok
+    assert words in found.detail
+    assert found.fix == fix
 
 
 def test_a_home_that_cannot_be_made_is_found(settings, tmp_path):

@@ -153,3 +153,96 @@ def test_pytorch_takes_memory_and_disk() -> None:
         rows(quantization={"pytorch": ["int8"], "onnx": ["int8"]})["quantize, serve"]
         > made["quantize, serve"]
     )
+
+
+# The fused engine
+
+
+def fused(free: float, **blocks: Any) -> tuple[RunConfig, Device]:
+    blocks["model"] = {"framework": "fused", **blocks.get("model", {})}
+    return run(**blocks), card(141, free)
+
+
+def about(config: RunConfig, device: Device, where: str) -> Finding | None:
+    return next((each for each in find_advice(config, SHAPE, device) if each.where == where), None)
+
+
+def with_main_memory(monkeypatch: pytest.MonkeyPatch, gb: float) -> None:
+    memory = type("Memory", (), {"available": int(gb * GB)})
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+
+
+def test_fused_tells_what_it_will_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_main_memory(monkeypatch, 64)
+    found = about(*fused(9), "training.activation_budget")
+    assert found is not None
+    assert (found.level, found.kind) == ("note", "hardware")
+    assert found.what.startswith(
+        "for the backward pass fused keeps qkv, attention and residual of every layer and"
+    )
+    assert "gate_up of " in found.what
+    assert "GB in main memory, in micro-batches of " in found.what
+    roomy = about(*fused(140), "training.activation_budget")
+    assert roomy is not None
+    assert "keeps everything of every layer" in roomy.what
+
+
+def test_what_fused_needs_is_what_it_has_planned_for() -> None:
+    for free in (12, 24, 140):
+        config, device = fused(free)
+        row = next(r for r in estimates(config, device) if (r.phase, r.place) == ("finetune", "GPU memory"))
+        assert row.is_enough
+        assert row.needed_gb > 0.8 * min(free, 40)
+    assert "training" in shortfalls(*fused(6))
+
+
+def host_need(config: RunConfig, device: Device) -> float:
+    return next(
+        r.needed_gb for r in estimates(config, device) if (r.phase, r.place) == ("finetune", "memory")
+    )
+
+
+def test_main_memory_that_fused_locks_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, device = fused(9, training={"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1})
+    with_main_memory(monkeypatch, 64)
+    assert 5 < host_need(config, device) < 4 + 32
+    assert host_need(run(), device) == 4
+    with_main_memory(monkeypatch, 2)
+    assert 4 < host_need(config, device) <= 5
+
+
+def test_a_planner_needs_no_advice_on_the_micro_batch_but_a_budget_does() -> None:
+    assert "would fit as well" not in str(list(find_advice(*in_order(*fused(140)))))
+    fixed = fused(140, training={"activation_budget": 2})
+    assert "would fit as well" in str(list(find_advice(*in_order(*fixed))))
+    found = about(*fixed, "training.activation_budget")
+    assert found is not None
+    assert "2.0 GB on the GPU" in found.what
+
+
+def in_order(config: RunConfig, device: Device) -> tuple[RunConfig, Any, Device]:
+    return config, SHAPE, device
+
+
+@pytest.mark.parametrize(
+    ("blocks", "words"),
+    [({"lora": {"use_dora": True}}, "DoRA"), ({"model": {"load_in_8bit": True}}, "8-bit layers")],
+)
+def test_layers_that_are_not_fused_are_a_warning(blocks: dict[str, Any], words: str) -> None:
+    found = about(*fused(140, **blocks), "model.framework")
+    assert found is not None
+    assert (found.level, found.kind) == ("warning", "setting")
+    assert words in found.what
+    assert "hf is as fast" in found.what
+    assert about(*fused(140), "model.framework") is None
+
+
+def test_without_a_gpu_fused_keeps_everything_and_is_counted_so() -> None:
+    config, _ = fused(1)
+    cpu = Device("CPU", False, 500 * GB, 500 * GB)
+    need, stock = (
+        next(r.needed_gb for r in estimates(each, cpu) if r.phase == "finetune")
+        for each in (config, run(model={"framework": "hf"}))
+    )
+    assert need > stock
+    assert not list(find_advice(config, SHAPE, cpu))

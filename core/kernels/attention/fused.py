@@ -67,7 +67,7 @@ class Plain:
 
     name = "plain"
 
-    def fits(self, q: Tensor, k: Tensor, window: int | None, documents: Documents | None) -> bool:  # noqa: ARG002
+    def fits(self, q: Tensor, k: Tensor, window: int | None, documents: Documents | None) -> bool:
         """Tell whether it computes this."""
         return True
 
@@ -85,7 +85,7 @@ class Plain:
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        done: Attended,  # noqa: ARG002
+        done: Attended,
         scale: float,
         window: int | None,
         documents: Documents | None,
@@ -93,9 +93,9 @@ class Plain:
         """Compute the gradients from the start."""
         seen = visible(q.shape[2], window=window, documents=numbered(q, documents), device=q.device)
         with torch.enable_grad():
-            parts = [each.detach().requires_grad_() for each in (q, k, v)]
-            out = attention(*parts, seen, scale)
-            dq, dk, dv = torch.autograd.grad(out, parts, grad)
+            q, k, v = (each.detach().requires_grad_() for each in (q, k, v))
+            out = attention(q, k, v, seen, scale)
+            dq, dk, dv = torch.autograd.grad(out, (q, k, v), grad)
         return dq, dk, dv
 
 
@@ -104,14 +104,14 @@ class Cudnn:
 
     name = "cudnn"
 
-    def fits(self, q: Tensor, k: Tensor, window: int | None, documents: Documents | None) -> bool:  # noqa: ARG002
+    def fits(self, q: Tensor, k: Tensor, window: int | None, documents: Documents | None) -> bool:
         """Tell whether it computes this."""
-        is_wide = window is not None and window < q.shape[2]
+        is_narrow = window is not None and window < q.shape[2]
         modern = torch.cuda.get_device_capability(q.device) >= (8, 0)
-        return modern and documents is None and not is_wide and q.shape[3] % 8 == 0 and q.shape[3] <= 256
+        return modern and documents is None and not is_narrow and q.shape[3] % 8 == 0 and q.shape[3] <= 256
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, documents: Documents | None  # noqa: ARG002
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, documents: Documents | None
     ) -> Attended:
         """Compute attention."""
         found = torch.ops.aten._scaled_dot_product_cudnn_attention(
@@ -127,8 +127,8 @@ class Cudnn:
         v: Tensor,
         done: Attended,
         scale: float,
-        window: int | None,  # noqa: ARG002
-        documents: Documents | None,  # noqa: ARG002
+        window: int | None,
+        documents: Documents | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the gradients."""
         lse, starts_q, starts_k, most_q, most_k, seed, offset = done.state
@@ -146,7 +146,7 @@ class Flash:
 
     name = "flash"
 
-    def fits(self, q: Tensor, k: Tensor, window: int | None, documents: Documents | None) -> bool:  # noqa: ARG002
+    def fits(self, q: Tensor, k: Tensor, window: int | None, documents: Documents | None) -> bool:
         """Tell whether it computes this."""
         modern = torch.cuda.get_device_capability(q.device) >= (8, 0)
         return modern and q.shape[3] % 8 == 0 and q.shape[3] <= 256
@@ -179,7 +179,18 @@ class Flash:
         lse, seed, offset = done.state
         flat = [flattened(each) for each in (grad, q, k, v, done.out)]
         found = torch.ops.aten._flash_attention_backward(
-            *flat, lse, starts, starts, longest, longest, 0.0, True, seed, offset, scale=scale, **window_of(window)
+            *flat,
+            lse,
+            starts,
+            starts,
+            longest,
+            longest,
+            0.0,
+            True,
+            seed,
+            offset,
+            scale=scale,
+            **window_of(window),
         )
         b, _, s, d = q.shape
         dq, dk, dv = (each.view(b, s, -1, d).transpose(1, 2) for each in found[:3])
@@ -243,7 +254,7 @@ class Chooser:
 def milliseconds(work: Callable[[], object]) -> float:
     """Time work on the GPU, the best of three after a warm-up."""
     work()
-    found = []
+    found: list[float] = []
     for _ in range(3):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()

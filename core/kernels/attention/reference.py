@@ -5,7 +5,11 @@ from torch import Tensor
 
 
 def visible(
-    tokens: int, *, window: int | None = None, documents: Tensor | None = None, device: torch.device | None = None
+    tokens: int,
+    *,
+    window: int | None = None,
+    documents: Tensor | None = None,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Say who sees whom.
 

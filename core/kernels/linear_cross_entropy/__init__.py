@@ -83,7 +83,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             bias=bias,
             weights=weights,
             **shape._asdict(),
-            need_grad=ctx.needs_input_grad[0],
+            need_grad=records and ctx.needs_input_grad[0],
             need_weight_grad=records and ctx.needs_input_grad[1],
         )
         ctx.save_for_backward(outcome.d_hidden, outcome.d_weight)

@@ -123,7 +123,9 @@ def _plus_low_rank(
         inner = first + tl.arange(0, RANK)
         left = tl.load(low + line * low_stride + inner[None, :], mask=(row < tokens)[:, None], other=0.0)
         right = tl.load(
-            up + column.to(tl.int64)[None, :] * up_stride + inner[:, None], mask=(column < n)[None, :], other=0.0
+            up + column.to(tl.int64)[None, :] * up_stride + inner[:, None],
+            mask=(column < n)[None, :],
+            other=0.0,
         )
         total += tl.dot(left, right, input_precision=EXACT)
     tl.store(out + line * n + column[None, :], total.to(out.dtype.element_ty), mask=real)

@@ -247,9 +247,7 @@ class Group:
 def at_home(projections: Sequence[Projection], dtype: torch.dtype) -> Tensor:
     """Make an extended matrix that holds the frozen weights of 16 or 32 bits for good."""
     shape = Group(projections, dtype).shape
-    matrix = torch.zeros(
-        shape.n + shape.spare, shape.columns + shape.spare, dtype=dtype, device=shape.device
-    )
+    matrix = torch.zeros(shape.n + shape.spare, shape.columns + shape.spare, dtype=dtype, device=shape.device)
     row = 0
     for each in projections:
         write(each.weight, matrix[row : row + each.rows, : shape.columns])

@@ -42,7 +42,7 @@ def over(state: FusedState, own: Callable[..., Any]) -> Callable[..., Any]:
     """Make the function that stands in for the backbone's own, which it still calls for what it does not do."""
 
     def forward(
-        self: nn.Module,  # noqa: ARG001
+        self: nn.Module,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
@@ -78,9 +78,13 @@ DOCUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 """How Transformers is told where documents lie; a caller that knows saves the GPU a question."""
 
 
-def refusal(state: FusedState, asked: Asked, cache: Any, use_cache: bool | None, more: dict[str, Any]) -> str | None:
+def refusal(
+    state: FusedState, asked: Asked, cache: Any, use_cache: bool | None, more: dict[str, Any]
+) -> str | None:
     """Say why the model's own code must run; "" where nobody needs to be told, None if it need not."""
-    caches = bool(state.settings.use_cache) and not torch.is_grad_enabled() if use_cache is None else use_cache
+    caches = (
+        bool(state.settings.use_cache) and not torch.is_grad_enabled() if use_cache is None else use_cache
+    )
     if cache is not None or caches or more.get("output_hidden_states") or more.get("output_attentions"):
         return ""
     if (asked.input_ids is None) == (asked.embedded is None):
@@ -193,7 +197,9 @@ def positions_of(position_ids: Tensor | None, shape: tuple[int, int], device: to
     return position_ids.to(torch.int32).expand(b, s).reshape(-1)
 
 
-def documents_of(position_ids: Tensor | None, shape: tuple[int, int], more: dict[str, Any]) -> Documents | None:
+def documents_of(
+    position_ids: Tensor | None, shape: tuple[int, int], more: dict[str, Any]
+) -> Documents | None:
     """Find where documents begin: as told, or where positions do not go on by one.
 
     Returns:

@@ -136,7 +136,7 @@ def _best_exchange(chosen: list[Option], options: list[Options], free: tuple[int
             if one.score + other.score >= least:
                 break
             fits = one.device + other.device <= free[0] and one.host + other.host <= free[1]
-            if fits and one.layer != other.layer:
+            if fits :
                 best, least = [one, other], one.score + other.score
     return best
 

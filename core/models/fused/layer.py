@@ -101,7 +101,7 @@ class DecoderLayer(torch.autograd.Function):
     """The layer; call it with ``decode``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, run: Pass, index: int, keeps: bool, *adapters: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(ctx: Any, x: Tensor, run: Pass, index: int, keeps: bool, *adapters: Tensor) -> Tensor:
         """Compute y [t, e] from x [t, e]."""
         with torch.autocast(x.device.type, enabled=False):
             y = forward(run, index, x, keeps)
@@ -109,7 +109,9 @@ class DecoderLayer(torch.autograd.Function):
             policy = run.policies[index]
             ctx.run, ctx.index = run, index
             # Whatever is saved, autograd then refuses a second walk over a graph that was not kept.
-            ctx.save_for_backward(x if policy.input is not Place.HOST or not run.store.is_gpu else x.new_empty(0))
+            ctx.save_for_backward(
+                x if policy.input is not Place.HOST or not run.store.is_gpu else x.new_empty(0)
+            )
         return y
 
     @staticmethod
@@ -265,7 +267,7 @@ class Recalled:
         """Return the input [t, e]."""
         if self.held_x is None:
             self.held_x = self.run.store.take(self.index, "input")
-        assert self.held_x is not None  # noqa: S101 - it is kept by every policy
+        assert self.held_x is not None
         return self.held_x
 
     def attention(self) -> tuple[Parts, Attended]:

@@ -7,6 +7,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from core.kernels.glu import Activation
 from core.kernels.lora_linear import Adapter, Group, Projection
 from core.kernels.lora_linear.group import at_home
 from core.kernels.nf4 import Packed
@@ -14,7 +15,7 @@ from core.kernels.rope import Heads
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
 """Model types whose decoder layers are known to be what ``Site`` describes."""
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu": "gelu",
 }  # fmt: skip
 GROUPS = {
@@ -52,7 +53,7 @@ class Site(NamedTuple):
     head_norms: tuple[Norm, Norm] | None
     """Of queries and keys, before they are turned."""
     heads: Heads
-    activation: str
+    activation: Activation
     scale: float
     """Factor of the attention scores."""
     window: int | None
@@ -116,8 +117,12 @@ def read_site(layer: nn.Module, settings: Any, index: int, dtype: torch.dtype, h
     second = layer.get_submodule("pre_feedforward_layernorm" if is_sandwich else "post_attention_layernorm")
     kinds = getattr(settings, "layer_types", None)
     kind = kinds[index] if kinds else ""
+    qkv, o, gate_up, down = found
     return Site(
-        *found,
+        qkv,
+        o,
+        gate_up,
+        down,
         norm_of(layer.get_submodule("input_layernorm")),
         norm_of(layer.get_submodule("post_attention_layernorm")) if is_sandwich else None,
         norm_of(second),
@@ -141,7 +146,7 @@ def weights_of(groups: list[Group]) -> Iterator[Tensor]:
                 yield adapter.b
 
 
-def activation_of(settings: Any) -> str:
+def activation_of(settings: Any) -> Activation:
     """Return the kernel's name of the MLP's activation."""
     name = getattr(settings, "hidden_activation", None) or settings.hidden_act
     if name not in ACTIVATIONS:
@@ -185,7 +190,9 @@ def projection_of(module: nn.Module, is_training: bool) -> Projection:
     else:
         raise Unsupported(f"it holds weights in a {type(base).__name__}")
     bias = base.bias
-    if (isinstance(weight, Tensor) and weight.requires_grad) or (isinstance(bias, Tensor) and bias.requires_grad):
+    if (isinstance(weight, Tensor) and weight.requires_grad) or (
+        isinstance(bias, Tensor) and bias.requires_grad
+    ):
         raise Unsupported("its base weights or biases are trained")
     adapters = tuple(adapters_of(module, is_training)) if isinstance(module, LoraLayer) else ()
     return Projection(weight, bias if isinstance(bias, Tensor) else None, adapters)
@@ -200,8 +207,8 @@ def adapters_of(module: Any, is_training: bool) -> Iterator[Adapter]:
             continue
         if module.lora_variant.get(name) is not None or module.lora_bias.get(name):
             raise Unsupported("its adapter is of another kind than plain LoRA (DoRA, a trained bias, ..)")
-        dropout = module.lora_dropout[name]
-        if is_training and getattr(dropout, "p", 0.0):
+        dropout: Any = module.lora_dropout[name]
+        if is_training and float(getattr(dropout, "p", 0.0)) > 0.0:
             raise Unsupported("its adapter has dropout")
         yield Adapter(module.lora_A[name].weight, module.lora_B[name].weight, float(module.scaling[name]))
 

@@ -220,7 +220,9 @@ def fused_state(model: nn.Module) -> FusedState | None:
 
 def backbone_of(model: nn.Module) -> nn.Module:
     """Return what turns token ids into hidden states."""
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = model
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
     found: nn.Module = getattr(inner, "base_model", inner)
     return found
 

@@ -193,4 +193,3 @@ class Store:
         main.wait_stream(self.inward)
         for kept in self.there.values():
             self.host.give(kept.buffer)
-

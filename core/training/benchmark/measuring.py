@@ -19,6 +19,8 @@ from core.training.language import trained_tokens
 from core.training.meter import peak_memory, start_peak
 from core.training.optim import build_optimizer
 
+PINNED = ("allocated_bytes.peak", "reserved_bytes.peak", "active_bytes.peak")
+"""What PyTorch has called page-locked bytes; the largest is what it holds."""
 Mark = float | torch.cuda.Event
 """A moment: seconds, or an event that the GPU passes."""
 
@@ -115,7 +117,8 @@ class Run:
         allocated = peak_memory(self.device)
         if self.device.type != "cuda":
             return {"allocated": allocated, "reserved": allocated, "pinned": 0}
-        pinned = int(torch.cuda.host_memory_stats().get("allocated_bytes.peak", 0))
+        stats = torch.cuda.host_memory_stats()
+        pinned = max(int(stats.get(name, 0)) for name in PINNED)
         return {
             "allocated": allocated,
             "reserved": torch.cuda.max_memory_reserved(),

@@ -101,7 +101,9 @@ def test_an_unsloth_that_cannot_be_imported_is_one_message(monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize("falls_back", [False, True])
-def test_fused_works_without_a_gpu_and_says_that_hf_is_as_good_there(base: Path, falls_back: bool, monkeypatch):
+def test_fused_works_without_a_gpu_and_says_that_hf_is_as_good_there(
+    base: Path, falls_back: bool, monkeypatch
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     wanted = config(base, framework="fused", fall_back=falls_back, load_in_4bit=False)
     with pytest.warns(FrameworkNotice, match="no NVIDIA GPU here: fused trains with the plain definitions"):
@@ -111,7 +113,9 @@ def test_fused_works_without_a_gpu_and_says_that_hf_is_as_good_there(base: Path,
 
 
 @pytest.mark.parametrize(("cuda", "notice"), [(None, "no NVIDIA GPU"), ("13.0", None)])
-def test_a_gpu_that_is_not_nvidias_does_not_run_the_kernels(monkeypatch, cuda: str | None, notice: str | None):
+def test_a_gpu_that_is_not_nvidias_does_not_run_the_kernels(
+    monkeypatch, cuda: str | None, notice: str | None
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())

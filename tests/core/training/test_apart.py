@@ -247,10 +247,10 @@ def test_a_ctrl_c_that_the_process_heard_first_is_one(engine, tmp_path: Path):
 
 
 def test_a_listener_that_fails_ends_the_process(tmp_path: Path):
-    given = job(tmp_path / "base", tmp_path, framework="fused", fall_back=True)
+    given = job(tmp_path / "base", tmp_path, framework="unsloth", fall_back=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error", FrameworkNotice)
-        with pytest.raises(FrameworkNotice, match="not built yet"):
+        with pytest.raises(FrameworkNotice, match="not installed"):
             Ears().train(given, tmp_path / "log")
     assert psutil.Process().children() == []
 
@@ -322,7 +322,7 @@ def states(given: Job) -> dict[str, float]:
 def test_interrupted_then_killed_it_ends_bit_for_bit_where_training_in_this_process_does(
     tmp_path: Path, base_folder: Path
 ):
-    given = job(base_folder, tmp_path, framework="fused", fall_back=True)
+    given = job(base_folder, tmp_path, framework="unsloth", fall_back=True)
     driver = subprocess.run(
         [sys.executable, "-c", DRIVER, str(tmp_path), given.model_dump_json()], cwd=ROOT, capture_output=True,
         text=True, timeout=240, check=False,
@@ -338,7 +338,7 @@ def test_interrupted_then_killed_it_ends_bit_for_bit_where_training_in_this_proc
     assert states(given) == left
 
     ears = Ears()
-    with pytest.warns(FrameworkNotice, match="not built yet; training with hf instead"):
+    with pytest.warns(FrameworkNotice, match="not installed; training with hf instead"):
         tuned = ears.train(given, tmp_path / "log")
     own = job(base_folder, tmp_path / "own")
     model, sink = attach(load_model(own.model, trainable=True), LORA), ListSink()

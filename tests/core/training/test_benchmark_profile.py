@@ -28,7 +28,7 @@ from core.training.benchmark.floors import (
     visible_pairs,
 )
 from core.training.benchmark.reports import OpClass
-from core.training.benchmark.trace import Trace, Work, parse, read_trace
+from core.training.benchmark.trace import Trace, Work, covered, parse, read_trace
 
 LLAMA = PUBLISHED["meta-llama/Llama-3.1-8B-Instruct"]
 STEP = Step(LLAMA, (2048,) * 8, 16_384, 16, True)
@@ -203,6 +203,10 @@ def test_kernels_know_what_launched_them_and_idle_time_is_what_no_stream_fills()
     assert (gemm.operation, gemm.shapes) == ("aten::mm", ((2, 3), (3, 4), ()))
     assert copy.bytes == 64 and lonely.operation == ""
     assert trace.span == 60 and trace.idle == 20
+
+
+def test_work_inside_other_work_fills_no_more_time():
+    assert covered([(0, 10), (1, 2), (5, 8), (9, 12), (20, 21)]) == 13
 
 
 def test_without_a_gpu_an_operation_counts_less_what_it_calls():

@@ -9,6 +9,7 @@ from core.data.chat import IGNORE_INDEX, Encoded
 from core.errors import ConfigError
 from core.training.config import TrainingConfig
 from core.training.language import LanguageStep, NextToken, autocast, inputs_of, trained_tokens
+from core.training.packing import packing_obstacle
 from core.training.rows import Rows, SftInputs, require_packable
 from tests.core.training.families import CONFIGS, SIZES, build
 
@@ -138,6 +139,34 @@ def test_another_engine_cannot_be_packed():
     model.loaded_by_engine = "unsloth"
     with pytest.raises(ConfigError, match="unsloth engine"):
         require_packable(model, 64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        *((kind, None) for kind in ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", None)),
+        ("phi3", "type phi3 are not known to keep documents of one row apart under the fused engine"),
+        ("gemma3", "under the fused engine"),
+        ("mamba", "models of type mamba are not known to keep documents of one row apart"),
+    ],
+)
+def test_the_fused_engine_keeps_the_documents_of_its_families_apart(kind: str | None, words: str | None):
+    found = packing_obstacle({"model_type": kind} if kind else {}, "fused", 64)
+    assert (found is None) == (words is None)
+    if found:
+        assert words in found.what
+        assert ("model.framework: hf" in found.fix) == (kind != "mamba")
+        assert found.where == "training.packing"
+
+
+def test_scaled_positions_cannot_be_packed_by_the_fused_engine_either():
+    settings = {
+        "model_type": "qwen2",
+        "rope_scaling": {"type": "dynamic"},
+        "original_max_position_embeddings": 32,
+    }
+    assert packing_obstacle(settings, "fused", 32) is None
+    assert "beyond 32 tokens" in str(packing_obstacle(settings, "fused", 33))
 
 
 def test_positions_that_depend_on_the_longest_document_cannot_be_packed():
