@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from triton.runtime import interpreter
 
-from tests.core.kernels.interpreter import convert_float
+from tests.core.kernels.interpreter import round_as_hardware_does
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -12,7 +11,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 @pytest.fixture(autouse=True)
 def rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU the kernels run in Triton's interpreter, which alone would cut numbers off."""
-    monkeypatch.setattr(interpreter, "_convert_float", convert_float)
+    round_as_hardware_does(monkeypatch)
 
 
 @pytest.fixture

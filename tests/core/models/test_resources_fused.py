@@ -9,7 +9,7 @@ import pytest
 from core.kernels.linear_cross_entropy.reference import TILE_NUMBERS as TILE
 from core.kernels.lora_linear.group import SPARE as EXTRA
 from core.models.config import LoraConfig
-from core.models.fused.policy import FULL, Place, Plan, plan
+from core.models.fused.policy import FULL, Place, Plan, micro_batch_ms, plan, plan_layers
 from core.models.fused.sites import FAMILIES
 from core.models.resources import (
     GB,
@@ -203,6 +203,21 @@ def test_what_is_planned_fits_into_what_is_free(free: int) -> None:
     least = estimate_training(LLAMA, LORA, load(micro_batch=found.micro_batch))
     assert found.need.total - least.total == found.kept.device_bytes
     assert found.kept.host_bytes <= 32 * GB
+
+
+@pytest.mark.parametrize("free", [14, 18, 30])
+def test_the_micro_batch_is_the_fastest_beside_weights_and_states(free: int) -> None:
+    layers, times = layer_shapes(LLAMA, 2), {}
+    for size in (1, 2, 4, 8, 16):
+        room = free * GB - estimate_training(LLAMA, LORA, load(micro_batch=size)).total
+        kept = plan_layers(layers, size * 2048, 2048, max(0, room), 64 * GB)
+        if room >= kept.device_bytes:
+            one = micro_batch_ms(layers, size * 2048, 2048, kept, is_packed=True)
+            times[size] = one * 16 / size
+    best = min(times.values())
+    assert times[outlook(LLAMA, free, 64, rows=16).micro_batch] <= 1.01 * best
+    # More rows would be faster in an empty card.
+    assert outlook(LLAMA, free + 40, 64, rows=16).micro_batch > outlook(LLAMA, free, 64, rows=16).micro_batch
 
 
 def test_a_card_that_is_too_small_is_told_the_least_of_one_row() -> None:

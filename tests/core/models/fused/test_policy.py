@@ -165,12 +165,24 @@ def lower_bound(shape: LayerShape, layers: int, tokens: int, device: float, host
     return float(bound.max())
 
 
-@pytest.mark.parametrize(("device", "host"), [(5, 64), (5, 8), (20, 0), (20, 64), (30, 3), (0, 64)])
-def test_a_plan_of_many_layers_is_within_a_layer_of_what_none_can_beat(device: int, host: int) -> None:
+@pytest.mark.parametrize(
+    ("device", "host", "most"),
+    [
+        (5, 64, 4.5),
+        (20, 64, 4.5),
+        (0, 64, 0.1),
+        (20, 0, 0.5),
+        (5, 8, 1.5),
+        (30, 3, 1.8),
+        (10, 4, 2.2),
+        (15, 10, 1.1),
+    ],
+)
+def test_a_plan_of_many_layers_is_within_a_layer_of_what_none_can_beat(device, host, most: float) -> None:
     found = plan(LLAMA, 32, 16384, 2048, device * GB, host * GB)
     assert found.device_bytes <= device * GB and found.host_bytes <= host * GB
     bound = lower_bound(LLAMA, 32, 16384, device * GB, host * GB)
-    assert bound - 1e-3 <= objective(*found[1:]) <= bound + 6.0
+    assert bound - 1e-3 <= objective(*found[1:]) <= bound + most
 
 
 # Its limits
