@@ -238,6 +238,12 @@ class WatcherSink:
         if self.context.phase_run:
             self.context.phase_run.log(step, metrics)
         self.context.watcher.measured("finetune", step, metrics)
+        if "reliefs" in metrics:
+            text = "memory ran out: less is kept for the backward pass from now on, the same mathematics"
+            self.context.watcher.advanced("finetune", step, self.total, text)
+        elif "micro_batch" in metrics and "shrinks" not in metrics:
+            text = f"{metrics['micro_batch']:.0f} rows at a time, which is fastest in the memory there is"
+            self.context.watcher.advanced("finetune", step, self.total, text)
         if "shrinks" in metrics:
             text = f"memory ran out: {metrics['micro_batch']:.0f} rows at a time from now on, the same mathematics"
             self.context.watcher.advanced("finetune", step, self.total, text)

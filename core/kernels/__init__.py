@@ -1,1 +1,1 @@
-"""Operators with a plain definition and a fused twin; none yet."""
+"""Operators with a plain definition and a fused twin."""

@@ -25,7 +25,7 @@ def glu(gate_up: torch.Tensor, activation: Activation, *, out: torch.Tensor | No
     if out is None:
         out = torch.empty((n, width), dtype=gate_up.dtype, device=gate_up.device)
     block, blocks, warps = _tile(width)
-    _forward[(n * blocks,)](
+    _glu_forward[(n * blocks,)](
         gate_up, out, gate_up.stride(0), out.stride(0), width, blocks,
         ACTIVATION=activation, BLOCK=block, num_warps=warps,
     )  # fmt: skip
@@ -50,7 +50,7 @@ def glu_backward(
     if out is None:
         out = torch.empty((n, 2 * width), dtype=gate_up.dtype, device=gate_up.device)
     block, blocks, warps = _tile(width)
-    _backward[(n * blocks,)](
+    _glu_backward[(n * blocks,)](
         dh, gate_up, h_out, out, dh.stride(0), gate_up.stride(0), h_out.stride(0), out.stride(0), width, blocks,
         ACTIVATION=activation, BLOCK=block, num_warps=warps,
     )  # fmt: skip
@@ -99,7 +99,7 @@ def _slope(gate, share, ACTIVATION: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["blocks"])
-def _forward(
+def _glu_forward(
     gate_up, h, gate_up_stride, h_stride, width, blocks, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr
 ):
     program = tl.program_id(0)
@@ -114,7 +114,7 @@ def _forward(
 
 
 @triton.jit(do_not_specialize=["blocks"])
-def _backward(
+def _glu_backward(
     dh, gate_up, h, gradient,
     dh_stride, gate_up_stride, h_stride, gradient_stride,
     width, blocks,

@@ -30,13 +30,14 @@ class Tiles(NamedTuple):
 
 
 PLUS_CANDIDATES = (
-    Tiles(64, 128, 4, 3, 4),
-    Tiles(128, 64, 8, 3, 4),
-    Tiles(64, 256, 1, 1, 4),
     Tiles(64, 128, 1, 1, 4),
+    Tiles(64, 128, 4, 3, 4),
+    Tiles(64, 128, 8, 2, 4),
+    Tiles(128, 64, 8, 3, 4),
     Tiles(128, 128, 4, 2, 8),
+    Tiles(64, 256, 1, 1, 4),
 )
-"""For ``plus_low_rank``, to be timed by tests/bench/h200/kernels.py --sweep."""
+"""For ``plus_low_rank``; `python -m tests.bench.h200.kernels OUT --only shares,pairs` times all candidates."""
 PLUS = PLUS_CANDIDATES[0]
 BOTH_CANDIDATES = Tiles(64, 512, 1, 2, 8), Tiles(64, 512, 1, 2, 16), Tiles(64, 256, 1, 2, 4)
 BOTH, BOTH_64, BOTH_WIDE = BOTH_CANDIDATES[0], Tiles(64, 256, 1, 2, 8), Tiles(32, 64, 1, 1, 4)
@@ -84,19 +85,22 @@ def _launch(
     _spread[(-(-most // BLOCK), 2 * count)](matrix, *tensors, *numbers, matrix.stride(0), n, k, BLOCK=BLOCK)
 
 
-def plus_low_rank(other: torch.Tensor, low: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+def plus_low_rank(
+    other: torch.Tensor, low: torch.Tensor, up: torch.Tensor, tiles: Tiles | None = None
+) -> torch.Tensor:
     """Return other + low up', rounded once.
 
     Args:
         other: [t, n], any row stride.
         low: [t, r], r a multiple of 16.
         up: [n, r], any row stride.
+        tiles: None takes ``PLUS``.
     """
     tokens, n = other.shape
     out = torch.empty(tokens, n, dtype=other.dtype, device=other.device)
     rank = low.shape[1]
     whole = rank if rank in (16, 32, 64, 128) else 64 if rank % 64 == 0 else 16
-    tiles, is_wide = PLUS, other.dtype == torch.float32
+    tiles, is_wide = tiles or PLUS, other.dtype == torch.float32
     grid = -(-n // (tiles.columns * tiles.across)), -(-tokens // tiles.rows)
     _plus_low_rank[grid](
         other, low, up, out, other.stride(0), low.stride(0), up.stride(0), tokens, n,
@@ -149,8 +153,9 @@ def _summed_into(out: torch.Tensor, parts: torch.Tensor, rank: int) -> torch.Ten
     width = triton.next_power_of_2(out.shape[1])
     rows = max(1, 1024 // width)
     _summed[(-(-lines // rows),)](
-        parts, out, out.stride(0), count, lines, rank, out.shape[1], ROWS=rows, WIDTH=width, RANK=whole, num_warps=4
-    )
+        parts, out, out.stride(0), count, lines, rank, out.shape[1],
+        ROWS=rows, WIDTH=width, RANK=whole, num_warps=4,
+    )  # fmt: skip
     return out
 
 
@@ -270,9 +275,12 @@ def _summed(
     real = is_row & (column < rank)[None, :]
     total = tl.zeros([ROWS, WIDTH], dtype=tl.float32)
     place = parts + row[:, None] * RANK + column[None, :]
-    for part in tl.range(0, count, loop_unroll_factor=4):
-        total += tl.load(place + part.to(tl.int64) * lines * RANK, mask=real, other=0.0)
+    for _ in tl.range(0, count, loop_unroll_factor=4):
+        total += tl.load(place, mask=real, other=0.0)
+        place += lines.to(tl.int64) * RANK
     kind = out.dtype.element_ty
     tl.store(
-        out + row[:, None] * stride + column[None, :], total.to(kind), mask=is_row & (column < columns)[None, :]
+        out + row[:, None] * stride + column[None, :],
+        total.to(kind),
+        mask=is_row & (column < columns)[None, :],
     )

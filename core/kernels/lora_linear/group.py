@@ -123,6 +123,7 @@ class Group:
         """Make room for a gradient and its extra columns: [t, n + R], the first n to be written."""
         return torch.empty(tokens, self.n + self.spare, dtype=self.shape.dtype, device=self.shape.device)
 
+    @torch.no_grad()
     def fill(self, scratch: Scratch) -> Tensor:
         """Write weights, biases and adapters into the extended matrix."""
         matrix = self.home if self.home is not None else scratch.matrix(self.shape)

@@ -53,7 +53,7 @@ def rms_norm_backward(
     out = _allocated(dy) if out is None else out
     n, width = x.shape
     rows, block, warps = _tile(width)
-    _backward[(-(-n // rows),)](
+    _rms_norm_backward[(-(-n // rows),)](
         dy, x, weight, rstd, add, out,
         dy.stride(0), x.stride(0), 0 if add is None else add.stride(0), out.stride(0),
         n, width, offset, ROWS=rows, BLOCK=block, num_warps=warps,
@@ -73,7 +73,7 @@ def _launch_forward(
     n, width = x.shape
     rstd = torch.empty(n, dtype=torch.float32, device=x.device)
     rows, block, warps = _tile(width)
-    _forward[(-(-n // rows),)](
+    _rms_norm_forward[(-(-n // rows),)](
         x, residual, weight, out, summed, rstd,
         x.stride(0), 0 if residual is None else residual.stride(0), out.stride(0),
         n, width, eps, offset, ROWS=rows, BLOCK=block, num_warps=warps,
@@ -94,7 +94,7 @@ def _tile(width: int) -> tuple[int, int, int]:
 
 
 @triton.jit(do_not_specialize=["n"])
-def _forward(
+def _rms_norm_forward(
     x, residual, weight, y, summed, rstd,
     x_stride, residual_stride, y_stride,
     n, width, eps, offset,
@@ -122,7 +122,7 @@ def _forward(
 
 
 @triton.jit(do_not_specialize=["n"])
-def _backward(
+def _rms_norm_backward(
     dy, x, weight, rstd, add, dx,
     dy_stride, x_stride, add_stride, dx_stride,
     n, width, offset,

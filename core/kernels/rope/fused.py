@@ -4,12 +4,28 @@
 # ruff: noqa: ANN001, ANN202, N803
 
 import functools
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
 from core.kernels.rope.reference import Heads
+
+
+class Cut(NamedTuple):
+    """How the backward kernel cuts its work."""
+
+    numbers: int
+    """In one program."""
+    warps: int
+    is_apart: bool
+    """Whether a program has only queries, only keys or only values."""
+
+
+BACKWARD_CANDIDATES = Cut(2048, 4, False), Cut(2048, 4, True), Cut(4096, 4, True)
+"""`python -m tests.bench.h200.kernels OUT --only rotations --sweep` times them all."""
+BACKWARD = BACKWARD_CANDIDATES[1]
 
 
 def rope(
@@ -32,7 +48,7 @@ def rope(
     out = qkv[:, : (heads.query + heads.key) * heads.width] if out is None else out
     n = qkv.shape[0]
     rows, block = _tile(heads.width)
-    _forward[(-(-n * (heads.query + heads.key) // rows),)](
+    _rope_forward[(-(-n * (heads.query + heads.key) // rows),)](
         qkv, out, cos, sin, positions, q_weight, k_weight,
         qkv.stride(0), out.stride(0), cos.stride(0), sin.stride(0), n, eps, offset,
         QUERY=heads.query, KEY=heads.key, HALF=heads.width // 2, ROWS=rows, BLOCK=block, num_warps=4,
@@ -62,29 +78,34 @@ def rope_backward(
     if out is None:
         columns = (heads.query + 2 * heads.key) * heads.width
         out = torch.empty((n, columns), dtype=dq.dtype, device=dq.device)
-    rows, block = _tile(heads.width)
-    _backward[(-(-n * (heads.query + 2 * heads.key) // rows),)](
+    cut = BACKWARD
+    rows, block = _tile(heads.width, cut.numbers)
+    kernel = _rope_backward if cut.is_apart else _rope_backward_mixed
+    counts = (heads.query, heads.key, heads.key) if cut.is_apart else (heads.query + 2 * heads.key,)
+    kernel[(sum(-(-n * count // rows) for count in counts),)](
         dq, dk, dv, out, cos, sin, positions, raw, q_weight, k_weight,
         *_strides(dq), *_strides(dk), *_strides(dv),
         out.stride(0), cos.stride(0), sin.stride(0), 0 if raw is None else raw.stride(0), n, length, eps, offset,
-        QUERY=heads.query, KEY=heads.key, HALF=heads.width // 2, ROWS=rows, BLOCK=block, num_warps=4,
+        QUERY=heads.query, KEY=heads.key, HALF=heads.width // 2, ROWS=rows, BLOCK=block, num_warps=cut.warps,
     )  # fmt: skip
     return out
 
 
-def _strides(x: torch.Tensor) -> list[int]:
+def _strides(x: torch.Tensor) -> tuple[int, int, int]:
     # A dimension of one element may claim any stride, and an odd one would forbid 128-bit loads.
-    return [0 if size == 1 else stride for size, stride in zip(x.shape[:3], x.stride(), strict=False)]
+    batch, heads, tokens, _ = x.shape
+    of_batch, of_head, of_token, _ = x.stride()
+    return of_batch if batch > 1 else 0, of_head if heads > 1 else 0, of_token if tokens > 1 else 0
 
 
 @functools.cache
-def _tile(width: int) -> tuple[int, int]:
-    """Return heads per program, about 2048 numbers in all, and the padded half width.
+def _tile(width: int, numbers: int = 2048) -> tuple[int, int]:
+    """Return heads per program, about so many numbers in all, and the padded half width.
 
     Programs count the heads of all tokens in one sequence: what one reads and writes lies together in memory.
     """
     block = max(8, triton.next_power_of_2(width // 2))
-    return max(1, 1024 // block), block
+    return max(1, numbers // (2 * block)), block
 
 
 @triton.jit
@@ -123,7 +144,7 @@ def _reciprocal(first, second, eps, HALF: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["n"])
-def _forward(
+def _rope_forward(
     qkv, out, cos, sin, positions, q_weight, k_weight,
     qkv_stride, out_stride, cos_stride, sin_stride, n, eps, offset,
     QUERY: tl.constexpr, KEY: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -148,7 +169,7 @@ def _forward(
 
 
 @triton.jit(do_not_specialize=["n", "length"])
-def _backward(
+def _rope_backward_mixed(
     dq, dk, dv, out, cos, sin, positions, raw, q_weight, k_weight,
     dq_batch, dq_head, dq_token, dk_batch, dk_head, dk_token, dv_batch, dv_head, dv_token,
     out_stride, cos_stride, sin_stride, raw_stride, n, length, eps, offset,
@@ -193,3 +214,72 @@ def _backward(
     first_result = tl.where(turned, first_result, first)
     second_result = tl.where(turned, second_result, second)
     _store_halves(out + line * out_stride + start, column, first_result, second_result, real, HALF)
+
+
+@triton.jit(do_not_specialize=["n", "length"])
+def _rope_backward(
+    dq, dk, dv, out, cos, sin, positions, raw, q_weight, k_weight,
+    dq_batch, dq_head, dq_token, dk_batch, dk_head, dk_token, dv_batch, dv_head, dv_token,
+    out_stride, cos_stride, sin_stride, raw_stride, n, length, eps, offset,
+    QUERY: tl.constexpr, KEY: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    of_queries, of_keys = tl.cdiv(n * QUERY, ROWS), tl.cdiv(n * KEY, ROWS)
+    if program < of_queries:
+        _turn_back(
+            dq, dq_batch, dq_head, dq_token, out, out_stride, raw, raw_stride, q_weight, cos, cos_stride,
+            sin, sin_stride, positions, program * ROWS, n, length, eps, offset, 0, QUERY, HALF, ROWS, BLOCK,
+        )  # fmt: skip
+    elif program < of_queries + of_keys:
+        _turn_back(
+            dk, dk_batch, dk_head, dk_token, out, out_stride, raw, raw_stride, k_weight, cos, cos_stride,
+            sin, sin_stride, positions, (program - of_queries) * ROWS, n, length, eps, offset,
+            QUERY, KEY, HALF, ROWS, BLOCK,
+        )  # fmt: skip
+    else:
+        row = (program - of_queries - of_keys) * ROWS + tl.arange(0, ROWS)
+        token, head, column = row // KEY, row % KEY, tl.arange(0, BLOCK)[None, :]
+        real = (token < n)[:, None] & (column < HALF)
+        source = _upstream(dv, dv_batch, dv_head, dv_token, token, head, length)
+        first = tl.load(source + column, mask=real, other=0.0)
+        second = tl.load(source + column + HALF, mask=real, other=0.0)
+        target = out + (token.to(tl.int64) * out_stride + (QUERY + KEY + head) * (2 * HALF))[:, None]
+        _store_halves(target, column, first, second, real, HALF)
+
+
+@triton.jit
+def _upstream(start, of_batch, of_head, of_token, token, head, length):
+    line = (token // length).to(tl.int64) * of_batch + (token % length).to(tl.int64) * of_token
+    return (start + line + head.to(tl.int64) * of_head)[:, None]
+
+
+@triton.jit
+def _turn_back(
+    upstream, of_batch, of_head, of_token, out, out_stride, raw, raw_stride, weight, cos, cos_stride,
+    sin, sin_stride, positions, start, n, length, eps, offset,
+    BEFORE: tl.constexpr, COUNT: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of some of COUNT heads, which lie behind BEFORE others."""
+    row = start + tl.arange(0, ROWS)
+    token, head, column = row // COUNT, row % COUNT, tl.arange(0, BLOCK)[None, :]
+    there = token < n
+    real = there[:, None] & (column < HALF)
+    dy = _upstream(upstream, of_batch, of_head, of_token, token, head, length)
+    first, second = _halves(dy, column, real, HALF)
+    line, place = token.to(tl.int64)[:, None], ((BEFORE + head) * (2 * HALF))[:, None]
+    if weight is not None:
+        first_raw, second_raw = _halves(raw + line * raw_stride + place, column, real, HALF)
+        first_scale, second_scale = _halves(weight + place * 0, column, real, HALF)
+    c, s = _angles(cos, sin, positions, token, column, real, there, cos_stride, sin_stride)
+    first_result = first * c + second * s
+    second_result = second * c - first * s
+    if weight is not None:
+        first_result *= first_scale + offset
+        second_result *= second_scale + offset
+        reciprocal = _reciprocal(first_raw, second_raw, eps, HALF)
+        first_raw *= reciprocal
+        second_raw *= reciprocal
+        mean = tl.sum(first_result * first_raw + second_result * second_raw, axis=1)[:, None] / (2 * HALF)
+        first_result = reciprocal * (first_result - first_raw * mean)
+        second_result = reciprocal * (second_result - second_raw * mean)
+    _store_halves(out + line * out_stride + place, column, first_result, second_result, real, HALF)

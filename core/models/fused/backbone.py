@@ -1,7 +1,6 @@
 """The fused forward function of a model's backbone, put over its own and taken off again."""
 
 import types
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +11,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from core.kernels.attention import Documents
 from core.models.fused.layer import FinalNorm, Pass, decode
-from core.models.fused.sites import Unsupported, norm_of
-from core.models.fused.state import MARK, FusedState, backbone_of, obstacle
+from core.models.fused.sites import Unsupported, norm_of, refuse_hooks
+from core.models.fused.state import MARK, FusedState, backbone_of, fused_state, obstacle
 from core.models.fused.store import Store
 
 
@@ -29,40 +28,38 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> FusedState | Non
     """
     if obstacle(model):
         return None
+    if held := fused_state(model):
+        return held
     backbone: Any = backbone_of(model)
     state = FusedState(backbone, backbone.config, dtype or backbone.embed_tokens.weight.dtype)
     state.settle()
     setattr(backbone, MARK, state)
-    own = backbone.forward
-    backbone.forward = types.MethodType(over(state, own), backbone)
+    backbone.forward = types.MethodType(fused_forward, backbone)
     return state
 
 
-def over(state: FusedState, own: Callable[..., Any]) -> Callable[..., Any]:
-    """Make the function that stands in for the backbone's own, which it still calls for what it does not do."""
-
-    def forward(
-        self: nn.Module,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        **more: Any,
-    ) -> Any:
-        asked = Asked(input_ids, attention_mask, position_ids, inputs_embeds)
-        reason = refusal(state, asked, past_key_values, use_cache, more)
-        if reason is None:
-            return run(state, asked, more)
-        if reason:
-            state.tell(reason)
-        return own(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-            past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache, **more,
-        )  # fmt: skip
-
-    return forward
+def fused_forward(
+    self: nn.Module,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    past_key_values: Any = None,
+    inputs_embeds: Tensor | None = None,
+    use_cache: bool | None = None,
+    **more: Any,
+) -> Any:
+    """Stand in for a backbone's own forward function, which still runs for what this one does not do."""
+    state: Any = getattr(self, MARK)
+    asked = Asked(input_ids, attention_mask, position_ids, inputs_embeds)
+    reason = refusal(state, asked, past_key_values, use_cache, more)
+    if reason is None:
+        return run(state, asked, more)
+    if reason:
+        state.tell(reason)
+    return state.replaced(
+        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+        past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache, **more,
+    )  # fmt: skip
 
 
 class Asked(NamedTuple):
@@ -76,6 +73,8 @@ class Asked(NamedTuple):
 
 DOCUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 """How Transformers is told where documents lie; a caller that knows saves the GPU a question."""
+COLLECTED = ("output_hidden_states", "output_attentions")
+"""What may be asked for besides the last hidden state, by a call or in the model's config."""
 
 
 def refusal(
@@ -85,19 +84,20 @@ def refusal(
     caches = (
         bool(state.settings.use_cache) and not torch.is_grad_enabled() if use_cache is None else use_cache
     )
-    if cache is not None or caches or more.get("output_hidden_states") or more.get("output_attentions"):
+    collects = any(more.get(name, getattr(state.settings, name, False)) for name in COLLECTED)
+    if cache is not None or caches or collects or more.get("return_dict") is False:
         return ""
     if (asked.input_ids is None) == (asked.embedded is None):
         return ""
     unknown = {name for name, value in more.items() if value is not None and value is not False} - {
-        *DOCUMENTS, "return_dict", "output_hidden_states", "output_attentions", "num_items_in_batch", "logits_to_keep",
+        *DOCUMENTS, *COLLECTED, "return_dict", "num_items_in_batch", "logits_to_keep",
     }  # fmt: skip
     if unknown:
         return f"batches with {', '.join(sorted(unknown))} run by the model's own code"
     mask = asked.mask
     if mask is None:
         return None
-    if mask.dim() != 2:
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
         return "batches with a mask of their own run by the model's own code"
     if bool((mask[:, 1:] > mask[:, :-1]).any()) or not bool(mask[:, 0].all()):
         return "batches padded on the left run by the model's own code, which is slower; pad on the right"
@@ -109,9 +109,10 @@ def run(state: FusedState, asked: Asked, more: dict[str, Any]) -> BaseModelOutpu
     backbone: Any = state.backbone
     hidden = backbone.embed_tokens(asked.input_ids) if asked.embedded is None else asked.embedded
     b, s, e = hidden.shape
-    documents = documents_of(asked.position_ids, (b, s), more)
+    # Where there is a mask, Transformers takes a row as one document, whatever its positions.
+    documents = documents_of(asked.position_ids if asked.mask is None else None, (b, s), more)
     positions = positions_of(asked.position_ids, (b, s), hidden.device)
-    reach = s if asked.position_ids is None or documents else int(asked.position_ids.max()) + 1
+    reach = reach_of(asked.position_ids, s, more)
     sites = state.sites()
     angles = {site.rope: state.tables(site.rope, reach) for site in sites.values()}
     this = Pass(
@@ -135,6 +136,7 @@ def run(state: FusedState, asked: Asked, more: dict[str, Any]) -> BaseModelOutpu
 def closed(norm: nn.Module, x: Tensor) -> Tensor:
     """Apply the last norm."""
     try:
+        refuse_hooks(norm)
         known = norm_of(norm)
     except Unsupported:
         found: Tensor = norm(x)
@@ -195,6 +197,15 @@ def positions_of(position_ids: Tensor | None, shape: tuple[int, int], device: to
     if position_ids is None:
         return torch.arange(s, device=device, dtype=torch.int32).repeat(b)
     return position_ids.to(torch.int32).expand(b, s).reshape(-1)
+
+
+def reach_of(position_ids: Tensor | None, tokens: int, more: dict[str, Any]) -> int:
+    """Return how many positions the tables of angles need; a GPU is asked only where nobody told."""
+    if position_ids is None:
+        return tokens
+    if more.get("cu_seq_lens_q") is not None:
+        return max(tokens, int(more.get("max_length_q") or 0))
+    return int(position_ids.max()) + 1
 
 
 def documents_of(

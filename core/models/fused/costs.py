@@ -152,8 +152,11 @@ def rates_of(processors: int, capability: tuple[int, int], hertz: float, memory:
 
 
 def forward_ms(shape: LayerShape, tokens: int, longest: int, rates: Rates = H200) -> float:
-    """Predict a layer's forward pass: its products and attention."""
-    return 1e3 * 2 * tokens * shape.weights / rates.products + attention_ms(shape, tokens, longest, rates)
+    """Predict a layer's forward pass: products, attention, and what is read and written between them."""
+    e, q, f = shape.hidden, shape.query, shape.inner
+    between = shape.width * (10 * e + 3 * q + 2 * shape.key + 4 * f)
+    products = 2 * shape.weights / rates.products
+    return 1e3 * tokens * (products + between / rates.memory) + attention_ms(shape, tokens, longest, rates)
 
 
 def attention_ms(shape: LayerShape, tokens: int, longest: int, rates: Rates = H200) -> float:

@@ -69,7 +69,7 @@ def search(options: list[Options], device: int, host: int) -> list[Option]:
         low, high = (price, high) if over else (low, price)
     starts = []
     for few, rest in ((low, high), (high, low)):
-        mixed = [_filled(options, device, [high] * layers) for n in range(layers + 1)]
+        mixed = [_filled(options, device, [few] * n + [rest] * (layers - n)) for n in range(layers + 1)]
         starts.append(min((each for each in mixed if in_host(each) <= host), key=_score))
     return min((_exchanged(start, options, device, host) for start in starts), key=_score)
 

@@ -1,6 +1,6 @@
 """What a decoder layer of Transformers is made of, read from its modules; or why its own code must run instead."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,8 @@ GROUPS = {
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"), "down": ("mlp.down_proj",),
 }  # fmt: skip
 """Projections that share an input."""
+CAPTURES = "transformers.utils.output_capturing"
+"""Whose hooks do nothing unless hidden states are asked for, which is left to the model's own code."""
 
 
 class Unsupported(Exception):
@@ -79,6 +81,14 @@ class Home(NamedTuple):
     matrix: Tensor
     ranks: tuple[tuple[int, ...], ...]
     """The adapters it has room for; others must not find what these left behind."""
+    packed: tuple[int, ...] = ()
+    """Where the 4-bit weights lie that it holds unpacked; empty if it is where the weights live."""
+
+    def fits(self, group: Group) -> bool:
+        """Tell whether it still is the matrix of a group."""
+        if self.ranks != group.shape.ranks or self.packed != addresses(group):
+            return False
+        return bool(self.packed) or lie_in(self.matrix, group.projections)
 
 
 Homes = Mapping[tuple[int, str], Home]
@@ -105,7 +115,7 @@ def read_site(layer: nn.Module, settings: Any, index: int, dtype: torch.dtype, h
         projections = [projection_of(layer.get_submodule(each), layer.training) for each in members]
         group = Group(projections, dtype)
         home = homes.get((index, name))
-        if home and home.ranks == group.shape.ranks:
+        if home and home.fits(group):
             group.home = home.matrix
         found.append(group)
     heads = Heads(settings.num_attention_heads, settings.num_key_value_heads, attention.head_dim)
@@ -174,10 +184,16 @@ def norm_of(module: nn.Module) -> Norm:
 
 
 def refuse_hooks(layer: nn.Module) -> None:
-    """See that nobody listens to the modules inside, which the fused function does not call."""
+    """See that nobody listens to a layer or the modules inside, which the fused function does not call."""
     for module in layer.modules():
-        if module is not layer and (module._forward_hooks or module._forward_pre_hooks):
-            raise Unsupported("something listens to its inner modules (forward hooks)")
+        if "forward" in vars(module):
+            raise Unsupported("one of its modules has been given another forward function")
+        for hooks in (
+            module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+        ):  # fmt: skip
+            # Once asked for hidden states, Transformers leaves hooks that sleep until it is asked again.
+            if hooks and any(getattr(each, "__module__", "") != CAPTURES for each in hooks.values()):
+                raise Unsupported("something listens to its modules (hooks)")
 
 
 def projection_of(module: nn.Module, is_training: bool) -> Projection:
@@ -252,9 +268,44 @@ def settle(layers: nn.ModuleList, settings: Any, dtype: torch.dtype) -> dict[tup
     return homes
 
 
+def addresses(group: Group) -> tuple[int, ...]:
+    """Return where the 4-bit weights of a group lie."""
+    packed = (each.weight for each in group.projections if isinstance(each.weight, Packed))
+    return tuple(each.data.data_ptr() for each in packed)
+
+
+def unpacked(site: Site) -> dict[str, Home]:
+    """Expand a layer's 4-bit weights for good, so that no pass has to do it again."""
+    found = {}
+    for name, group in zip(GROUPS, (site.qkv, site.o, site.gate_up, site.down), strict=True):
+        where = addresses(group)
+        if where and group.home is None:
+            group.home = at_home(group.projections, group.shape.dtype)
+            found[name] = Home(group.home, group.shape.ranks, where)
+    return found
+
+
+def unpacked_bytes(site: Site) -> int:
+    """Count what that takes."""
+    groups = [
+        each for each in (site.qkv, site.o, site.gate_up, site.down) if addresses(each) and each.home is None
+    ]
+    return sum((g.n + g.spare) * (g.k + g.spare) * g.shape.dtype.itemsize for g in groups)
+
+
 def fits_home(projection: Projection, dtype: torch.dtype) -> bool:
     """Tell whether a weight can live in an extended matrix."""
     return isinstance(projection.weight, Tensor) and projection.weight.dtype == dtype
+
+
+def lie_in(home: Tensor, projections: Sequence[Projection]) -> bool:
+    """Tell whether weights still lie in their extended matrix; merging, say, may have put others in their place."""
+    place, size = home.data_ptr(), home.stride(0) * home.element_size()
+    for each in projections:
+        if isinstance(each.weight, Packed) or each.weight.data_ptr() != place:
+            return False
+        place += each.rows * size
+    return True
 
 
 def move_in(layer: nn.Module, group: str, home: Tensor) -> None:
@@ -269,8 +320,8 @@ def move_in(layer: nn.Module, group: str, home: Tensor) -> None:
 
 def move_out(layers: nn.ModuleList, homes: Homes) -> None:
     """Give the modules weights of their own again."""
-    for index, group in homes:
-        for name in GROUPS[group]:
+    for (index, group), home in homes.items():
+        for name in GROUPS[group] if not home.packed else ():
             base = base_of(layers[index].get_submodule(name))
             base.weight.data = base.weight.data.clone(memory_format=torch.contiguous_format)
 

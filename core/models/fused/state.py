@@ -1,6 +1,9 @@
 """The handle of a fused model: what its layers are, what they may keep, and how to undo it all."""
 
+import copy
+import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ from core.kernels.nf4 import Packed
 from core.models.fused.layer import Angles
 from core.models.fused.policy import (
     FULL,
+    H200,
     LayerShape,
     Plan,
     Policy,
@@ -20,8 +24,19 @@ from core.models.fused.policy import (
     divisors,
     floor_bytes,
     plan_layers,
+    rates_of,
 )
-from core.models.fused.sites import FAMILIES, Home, Site, Unsupported, move_out, read_site, settle
+from core.models.fused.sites import (
+    FAMILIES,
+    Home,
+    Site,
+    Unsupported,
+    move_out,
+    read_site,
+    settle,
+    unpacked,
+    unpacked_bytes,
+)
 from core.models.fused.store import HostMemory
 
 MARK = "_fused_state"
@@ -29,6 +44,10 @@ SHRINK = 0.7
 """What is left of the budget when memory ran out."""
 SPARE = 0.04
 """Share of the GPU that is left to fragmentation."""
+GRAIN = 512
+"""Tokens that a plan is made for are a multiple of this."""
+LOGITS = 512 << 20
+"""Bytes of a tile of logits."""
 HOST_SHARE = 0.5
 """Share of the free main memory that may be locked for activations."""
 
@@ -60,9 +79,21 @@ class FusedState:
         self.is_checkpointed = True
         """False keeps everything, whatever it takes."""
         self.planned: Plan | None = None
-        self.rates: Rates | None = None
+        self.rates = rates_here(self.device)
+        self.replaced: Callable[..., Any] = backbone.forward
+        """The backbone's own function."""
         self._shrunk = 1.0
+        self._stepped = False
         self._plans: dict[tuple[int, int], Plan] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FusedState":
+        """Go along with a model that is copied: the copy computes with its own weights, wherever they lie."""
+        other = memo[id(self)] = copy.copy(self)
+        for name in ("backbone", "layers", "settings", "replaced"):
+            setattr(other, name, copy.deepcopy(getattr(self, name), memo))
+        other.scratch, other.chooser, other.host = Scratch(), Chooser(), HostMemory()
+        other.homes, other.angles, other.told, other._plans = {}, {}, set(self.told), {}
+        return other
 
     def settle(self) -> None:
         """Move weights of 16 or 32 bits to where products read them."""
@@ -75,6 +106,9 @@ class FusedState:
         self.host.close()
         self.scratch = Scratch()
         del self.backbone.forward
+        if self.replaced != self.backbone.forward:
+            # It was not its class's function either.
+            self.backbone.forward = self.replaced
         delattr(self.backbone, MARK)
 
     def sites(self) -> dict[int, Site]:
@@ -139,20 +173,38 @@ class FusedState:
         """
         if not sites or not self.is_checkpointed or self.device.type != "cuda":
             return dict.fromkeys(sites, FULL)
+        # Rounded, so that batches of ever new lengths share a plan.
+        tokens, longest = (math.ceil(each / GRAIN) * GRAIN for each in (tokens, longest))
         key = tokens, longest
+        self._stepped = self._stepped or any(each.grad is not None for each in sites[min(sites)].parameters)
         if key not in self._plans:
             # What is free depends on what is held: the first plan for a size stands until memory runs out.
             self._plans[key] = self._plan(sites, tokens, longest)
+            self._unpack(sites, self._room(sites, tokens) - self._plans[key].device_bytes, self._plans[key])
         self.planned = self._plans[key]
         return dict(zip(sites, self.planned.policies, strict=True))
 
     def _plan(self, sites: dict[int, Site], tokens: int, longest: int) -> Plan:
-        shapes = self.shapes(sites)
+        room = max(0, self._room(sites, tokens))
+        return plan_layers(self.shapes(sites), tokens, longest, room, self.host_room(), self.rates)
+
+    def _room(self, sites: dict[int, Site], tokens: int) -> int:
+        """Return the bytes that may be kept beside what a layer needs while it is computed."""
         room = self.activation_bytes
         if room is None:
-            room = self.room() - max(floor_bytes(shape, tokens) for shape in set(shapes))
-        kept = max(0, int(room * self._shrunk))
-        return plan_layers(shapes, tokens, longest, kept, self.host_room(), self.rates or Rates())
+            room = self.room() - max(floor_bytes(shape, tokens) for shape in set(self.shapes(sites)))
+            room -= 0 if self._stepped else self._to_come(sites)
+        return int(room * self._shrunk)
+
+    def _unpack(self, sites: dict[int, Site], left: int, made: Plan) -> None:
+        """Spend what is left when nothing is computed again on 4-bit weights that stay expanded."""
+        if made.extra_ms > 0:
+            return
+        for index, site in sites.items():
+            left -= unpacked_bytes(site)
+            if left < 0:
+                return
+            self.homes |= {(index, name): home for name, home in unpacked(site).items()}
 
     def shapes(self, sites: dict[int, Site]) -> tuple[LayerShape, ...]:
         """Give the planner's view of the layers."""
@@ -167,6 +219,14 @@ class FusedState:
     def host_room(self) -> int:
         """Return the bytes of main memory that may be locked."""
         return int((free_main_memory() + self.host.nbytes) * HOST_SHARE)
+
+    def _to_come(self, sites: dict[int, Site]) -> int:
+        """Count what the first step will still take: gradients, a state of the optimizer, extended weights."""
+        trained = sum(each.numel() for site in sites.values() for each in site.parameters)
+        site = sites[min(sites)]
+        groups = [each for each in (site.qkv, site.o, site.gate_up, site.down) if each.home is None]
+        scratch = sum((g.n + g.spare) * (g.k + g.spare) * self.dtype.itemsize for g in groups)
+        return 12 * trained + max(0, scratch - self.scratch.nbytes)
 
     @property
     def host_bytes(self) -> int:
@@ -183,6 +243,7 @@ class FusedState:
             return False
         self._shrunk *= SHRINK
         self._plans.clear()
+        self.homes = {key: home for key, home in self.homes.items() if not home.packed}
         return True
 
     def best_micro_batch(self, rows_per_step: int, window: int, wanted: int) -> int:
@@ -200,9 +261,28 @@ class FusedState:
             return wanted
         is_packed = any(isinstance(each.weight, Packed) for each in sites[min(sites)].qkv.projections)
         return choose_micro_batch(
-            divisors(rows_per_step), wanted, rows_per_step, window, self.shapes(sites), self.room(), self.host_room(),
-            self.rates or Rates(), is_packed=is_packed,
+            divisors(rows_per_step), wanted, rows_per_step, window, self.shapes(sites), self.room() - self._to_come(sites) - LOGITS,
+            self.host_room(),
+            self.rates, is_packed=is_packed,
         )  # fmt: skip
+
+
+def rates_here(device: torch.device) -> Rates:
+    """Return the rates of the GPU there is: measured ones of an H200, else estimated ones."""
+    if device.type != "cuda":
+        return H200
+    found = torch.cuda.get_device_properties(device)
+    if "H200" in found.name:
+        return H200
+    clock, memory, bus = (
+        getattr(found, name, 0) for name in ("clock_rate", "memory_clock_rate", "memory_bus_width")
+    )
+    if not (clock and memory and bus):
+        return rates_of(found.multi_processor_count, (found.major, found.minor), 1.5e9, 0.5e12)
+    # Kilohertz; memory moves two words a cycle.
+    return rates_of(
+        found.multi_processor_count, (found.major, found.minor), clock * 1e3, 2 * memory * 1e3 * bus / 8
+    )
 
 
 def free_main_memory() -> int:

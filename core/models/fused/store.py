@@ -1,6 +1,6 @@
 """What the layers of one forward pass keep for the backward pass, on the GPU or in pinned main memory.
 
-Copies run on streams of their own beside the computation. A tensor on its way out is let go of one layer later; a
+Copies run on streams of their own beside the computation. A tensor on its way out is let go of two layers later; a
 tensor on its way in is asked for one phase of a layer ahead.
 """
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from core.models.fused.policy import Place
 
+AHEAD = 1
+"""Layers whose copies out may still run while the next one is computed."""
 Key = tuple[int, str]
 """Layer and name of a tensor."""
 
@@ -135,7 +137,7 @@ class Store:
                 leaving += self._send(layer, name, tensor)
         if leaving:
             self.leaving.append((layer, self.outward.record_event(), leaving))
-        while self.leaving and self.leaving[0][0] < layer:
+        while self.leaving and self.leaving[0][0] < layer - AHEAD:
             _, event, _ = self.leaving.popleft()
             torch.cuda.current_stream(self.device).wait_event(event)
 

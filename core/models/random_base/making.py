@@ -21,11 +21,13 @@ STARTS = "bdfgklmnprstvz"
 ENDS = ("a", "e", "i", "o", "u", "an", "en", "on", "ar", "el")
 
 
-def config_of(name: str, *, tiny: bool = False) -> PretrainedConfig:
+def config_of(name: str, *, tiny: bool = False, layers: int | None = None) -> PretrainedConfig:
     """Build a family's config, of the real size or of a size for trying this on a CPU."""
     settings = dict(SHAPES[name][1])
     if tiny:
         settings.update({key: value for key, value in SMALL.items() if key in settings})
+    if layers:
+        settings["num_hidden_layers"] = layers
     kind = settings.pop("model_type")
     return AutoConfig.for_model(kind, **settings, dtype="bfloat16")
 
@@ -63,7 +65,9 @@ def invented_words(rng: random.Random, n: int) -> list[str]:
     ]
 
 
-def make_model(name: str, folder: Path, *, tiny: bool = False, seed: int = 0) -> None:
+def make_model(
+    name: str, folder: Path, *, tiny: bool = False, seed: int = 0, layers: int | None = None
+) -> None:
     """Write config, weights (bfloat16, in shards) and tokenizer of one model.
 
     Args:
@@ -71,9 +75,10 @@ def make_model(name: str, folder: Path, *, tiny: bool = False, seed: int = 0) ->
         folder: Made if need be; what lies there under the same names is written over.
         tiny: The same architecture, 64 wide and two layers deep, to try things on a CPU.
         seed: Of the weights; a GPU draws other numbers than a CPU does.
+        layers: Another depth than the published one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config, tokenizer = config_of(name, tiny=tiny), make_tokenizer(SHAPES[name][0])
+    config, tokenizer = config_of(name, tiny=tiny, layers=layers), make_tokenizer(SHAPES[name][0])
     config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
     with torch.device("meta"):

@@ -29,6 +29,7 @@ from core.kernels.nf4 import fused as nf4_fused
 from core.kernels.nf4 import reference as nf4_plain
 from core.kernels.rms_norm import reference as rms_plain
 from core.kernels.rope import reference as rope_plain
+from tests.bench.h200 import adapters
 from tests.bench.h200.beyond import checks, packed, peer
 
 PEAK = 4.3
@@ -213,6 +214,16 @@ def _loss(wide: bool, hidden: torch.Tensor, weight: torch.Tensor, targets: torch
     return cross_plain.linear_cross_entropy(hidden, weight, targets, None, None, shape, True, False)[:2]  # type: ignore[return-value]
 
 
+def shares(n: int, width: int, rank: int) -> Iterator[Case]:
+    """Give the adapters' share of an output added to a residual."""
+    return (Case(*row) for row in adapters.shares(n, width, rank))
+
+
+def pairs(n: int, width: int, rank: int) -> Iterator[Case]:
+    """Give both small products that read an output's gradient."""
+    return (Case(*row) for row in adapters.pairs(n, width, rank))
+
+
 PARTS: dict[str, tuple[Callable[..., Iterator[Case]], list[tuple[Any, ...]]]] = {
     "norms": (norms, [(4096, 0.0), (2048, 0.0), (2560, 0.0), (1152, 1.0)]),
     "rotations": (
@@ -233,6 +244,8 @@ PARTS: dict[str, tuple[Callable[..., Iterator[Case]], list[tuple[Any, ...]]]] = 
         ],
     ),
     "losses": (losses, [(128_256, 4096), (151_936, 2560), (262_144, 4096), (262_144, 1152)]),
+    "shares": (shares, [(4096, 64), (2560, 64), (2048, 64)]),
+    "pairs": (pairs, [(28_672, 32), (16_384, 32), (6144, 48), (4096, 16)]),
 }
 """What is measured: shapes of Llama-3.1-8B, Llama-3.2-1B, Qwen3-4B and Gemma-3-1B, the largest first."""
 
@@ -333,7 +346,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="an eighth of the tokens, short timings")
     parser.add_argument("--sweep", action="store_true", help="other tile sizes too")
     parser.add_argument(
-        "--only", default="", help="comma-separated: norms,rotations,units,weights,losses,checks"
+        "--only", default="", help="comma-separated: norms,rotations,units,weights,losses,shares,pairs,checks"
     )
     arguments = parser.parse_args()
     n, repeats = (2048, 20) if arguments.quick else (16_384, 100)

@@ -88,7 +88,8 @@ def test_a_tensor_comes_back_from_main_memory_as_often_as_it_is_wanted(ashore: t
     x = torch.randn(5, 6)
     expected = x.clone()
     store.keep(0, [("input", x[:, :4], Place.HOST), ("qkv", x, Place.DEVICE)])
-    store.keep(1, [])
+    for layer in (1, 2):
+        store.keep(layer, [])
     x.zero_()
     for _ in range(2):
         found = store.take(0, "input")
@@ -102,9 +103,14 @@ def test_a_tensor_comes_back_from_main_memory_as_often_as_it_is_wanted(ashore: t
 def test_buffers_go_back_when_the_pass_is_forgotten(ashore: type[Ashore]):
     host = HostMemory(yes)
     store = ashore(CPU, host)
-    store.keep(0, [("input", torch.ones(4), Place.HOST)])
+    x = torch.ones(4)
+    store.keep(0, [("input", x, Place.HOST)])
     assert not host.free
+    outward, _ = host.streams(CPU)
+    assert outward.queued == 1
     del store
+    # A buffer that is still being written to is nobody's to use.
+    assert outward.done == 1
     assert [len(each) for each in host.free.values()] == [1]
 
 
