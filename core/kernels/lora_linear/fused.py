@@ -40,8 +40,10 @@ PLUS_CANDIDATES = (
 """For ``plus_low_rank``; `python -m tests.bench.h200.kernels OUT --only shares,pairs` times all candidates."""
 PLUS = PLUS_CANDIDATES[0]
 BOTH_CANDIDATES = Tiles(64, 512, 1, 2, 8), Tiles(64, 512, 1, 2, 16), Tiles(64, 256, 1, 2, 4)
-BOTH, BOTH_64, BOTH_WIDE = BOTH_CANDIDATES[0], Tiles(64, 256, 1, 2, 8), Tiles(32, 64, 1, 1, 4)
-"""For ``both_gradients`` of up to 32 ranks, of up to 64, and in float32."""
+BOTH, BOTH_64 = BOTH_CANDIDATES[0], Tiles(64, 256, 1, 2, 8)
+"""For ``both_gradients`` of up to 32 ranks, and of up to 64."""
+WIDE = Tiles(16, 32, 1, 1, 4)
+"""For float32, whose products are written out multiplication by multiplication: larger tiles take minutes to compile."""
 
 
 def spread(matrix: torch.Tensor, projections: tuple[Projection, ...], n: int, k: int) -> None:
@@ -94,17 +96,17 @@ def plus_low_rank(
         other: [t, n], any row stride.
         low: [t, r], r a multiple of 16.
         up: [n, r], any row stride.
-        tiles: None takes ``PLUS``.
+        tiles: For 16 bits; None takes ``PLUS``.
     """
     tokens, n = other.shape
     out = torch.empty(tokens, n, dtype=other.dtype, device=other.device)
-    rank = low.shape[1]
-    whole = rank if rank in (16, 32, 64, 128) else 64 if rank % 64 == 0 else 16
-    tiles, is_wide = tiles or PLUS, other.dtype == torch.float32
+    rank, is_wide = low.shape[1], other.dtype == torch.float32
+    whole = 16 if is_wide else next(size for size in (128, 64, 32, 16) if rank % size == 0)
+    tiles = WIDE if is_wide else tiles or PLUS
     grid = -(-n // (tiles.columns * tiles.across)), -(-tokens // tiles.rows)
     _plus_low_rank[grid](
         other, low, up, out, other.stride(0), low.stride(0), up.stride(0), tokens, n,
-        ROWS=tiles.rows, COLUMNS=tiles.columns, ACROSS=tiles.across, STAGES=1 if is_wide else tiles.stages,
+        ROWS=tiles.rows, COLUMNS=tiles.columns, ACROSS=tiles.across, STAGES=tiles.stages,
         RANK=whole, CHUNKS=rank // whole, EXACT="ieee" if is_wide else "tf32", num_warps=tiles.warps,
     )  # fmt: skip
     return out
@@ -124,7 +126,7 @@ def both_gradients(
         up: [n, R], any row stride, R at most 64.
         low: [t, R], any row stride.
         out: [t, >= R], any row stride; columns beyond R become zero.
-        tiles: None takes those for R.
+        tiles: For 16 bits; None takes those for R.
 
     Returns:
         [n, R] float32.
@@ -132,7 +134,7 @@ def both_gradients(
     (tokens, n), rank = dy.shape, up.shape[1]
     whole = max(16, triton.next_power_of_2(rank))
     is_wide = dy.dtype == torch.float32
-    tiles = tiles or (BOTH_WIDE if is_wide else BOTH if whole <= 32 else BOTH_64)
+    tiles = WIDE if is_wide else tiles or (BOTH if whole <= 32 else BOTH_64)
     blocks, steps = -(-n // tiles.columns), -(-tokens // tiles.rows)
     share = -(-steps // chunks_of(blocks, steps, processors(dy.device))) * tiles.rows
     chunks = -(-tokens // share)

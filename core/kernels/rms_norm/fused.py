@@ -39,6 +39,28 @@ def add_rms_norm(
     return out, summed, _launch_forward(x, residual, weight, eps, offset, out, summed)
 
 
+def accumulate_rms_norm(
+    stream: torch.Tensor,
+    added: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    *,
+    offset: float = 0.0,
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return y [n, e], the rounded sum [n, e] and the reciprocal root mean squares [n]; one launch."""
+    out = _allocated(added) if out is None else out
+    rounded = _allocated(added)
+    n, width = added.shape
+    rstd = torch.empty(n, dtype=torch.float32, device=added.device)
+    rows, block, warps = _tile(width)
+    _rms_norm_accumulate[(-(-n // rows),)](
+        stream, added, weight, out, rounded, rstd, added.stride(0), out.stride(0),
+        n, width, eps, offset, ROWS=rows, BLOCK=block, num_warps=warps,
+    )  # fmt: skip
+    return out, rounded, rstd
+
+
 def rms_norm_backward(
     dy: torch.Tensor,
     x: torch.Tensor,
@@ -119,6 +141,27 @@ def _rms_norm_forward(
     if residual is not None and summed is None:
         result += added
     tl.store(y + line * y_stride + column, result.to(y.dtype.element_ty), mask=real)
+
+
+@triton.jit(do_not_specialize=["n"])
+def _rms_norm_accumulate(
+    stream, added, weight, y, rounded, rstd, added_stride, y_stride, n, width, eps, offset,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)[None, :]
+    real = (row < n)[:, None] & (column < width)
+    line = row.to(tl.int64)[:, None]
+    values = tl.load(stream + line * width + column, mask=real, other=0.0)
+    values += tl.load(added + line * added_stride + column, mask=real, other=0.0).to(tl.float32)
+    scale = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32) + offset
+    tl.store(stream + line * width + column, values, mask=real)
+    tl.store(rounded + line * width + column, values.to(rounded.dtype.element_ty), mask=real)
+    reciprocal = tl.rsqrt(tl.sum(values * values, axis=1) / width + eps)
+    tl.store(rstd + row, reciprocal, mask=row < n)
+    tl.store(
+        y + line * y_stride + column, (values * reciprocal[:, None] * scale).to(y.dtype.element_ty), mask=real
+    )
 
 
 @triton.jit(do_not_specialize=["n"])

@@ -36,6 +36,21 @@ def add_rms_norm(
     return y, summed, rstd
 
 
+def accumulate_rms_norm(
+    stream: torch.Tensor,
+    added: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    *,
+    offset: float = 0.0,
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Add to the stream in place; return the norm of the sum [n, e], the rounded sum [n, e] and rstd [n]."""
+    stream += added
+    y, rstd = rms_norm(stream, weight, eps, offset=offset)
+    return _written(y, added.dtype, out), stream.to(added.dtype, copy=True), rstd
+
+
 def rms_norm_backward(
     dy: torch.Tensor,
     x: torch.Tensor,

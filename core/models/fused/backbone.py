@@ -10,8 +10,8 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from core.kernels.attention import Documents
-from core.models.fused.layer import FinalNorm, Pass, decode
-from core.models.fused.sites import Unsupported, norm_of, refuse_hooks
+from core.models.fused.layer import FinalNorm, Pass, Stream, decode
+from core.models.fused.sites import Norm, Unsupported, norm_of, refuse_hooks
 from core.models.fused.state import MARK, FusedState, backbone_of, fused_state, obstacle
 from core.models.fused.store import Store
 
@@ -118,7 +118,7 @@ def run(state: FusedState, asked: Asked, more: dict[str, Any]) -> BaseModelOutpu
     this = Pass(
         (b, s), positions, angles, documents, Store(hidden.device, state.host), state.scratch, state.chooser
     )
-    this.sites = sites
+    this.sites, this.depth, this.last = sites, len(state.layers), known_norm(backbone.norm)
     x = hidden.to(state.dtype).reshape(b * s, e)
     keeps = torch.is_grad_enabled()
     if keeps:
@@ -130,19 +130,24 @@ def run(state: FusedState, asked: Asked, more: dict[str, Any]) -> BaseModelOutpu
             x = decode(x, this, index, keeps=keeps and trains)
         else:
             x = others(layer, index, x.view(b, s, e)).reshape(b * s, e)
-    return BaseModelOutputWithPast(last_hidden_state=closed(backbone.norm, x).view(b, s, e))
+    x = closed(this, backbone.norm, x)
+    return BaseModelOutputWithPast(last_hidden_state=x.view(b, s, e))
 
 
-def closed(norm: nn.Module, x: Tensor) -> Tensor:
-    """Apply the last norm."""
+def closed(this: Pass, norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply the last norm to [t, e]; the stream has done its work then."""
+    found: Tensor = norm(x) if this.last is None else FinalNorm.apply(x, this.last, this.stream)  # type: ignore[no-untyped-call]
+    this.stream = Stream()
+    return found
+
+
+def known_norm(norm: nn.Module) -> Norm | None:
+    """Describe the last norm; None if its own code must run."""
     try:
         refuse_hooks(norm)
-        known = norm_of(norm)
+        return norm_of(norm)
     except Unsupported:
-        found: Tensor = norm(x)
-        return found
-    result: Tensor = FinalNorm.apply(x, known)  # type: ignore[no-untyped-call]
-    return result
+        return None
 
 
 class Others:

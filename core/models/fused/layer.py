@@ -21,7 +21,7 @@ from torch.autograd.function import FunctionCtx
 from core.kernels.attention import Attended, Chooser, Documents
 from core.kernels.glu import glu, glu_backward
 from core.kernels.lora_linear import Group, Scratch
-from core.kernels.rms_norm import rms_norm, rms_norm_backward
+from core.kernels.rms_norm import accumulate_rms_norm, rms_norm, rms_norm_backward
 from core.kernels.rope import rope, rope_backward
 from core.models.fused.policy import Place, Policy
 from core.models.fused.sites import Norm, Site
@@ -34,6 +34,56 @@ class Angles(NamedTuple):
     cos: Tensor
     """[p, d] float32, a row for each position."""
     sin: Tensor
+
+
+class Stream:
+    """The residual stream in float32, beside the rounded tensors that layers pass on and keep.
+
+    Rounding after each of many additions is what would make a deep model in 16 bits wander off.
+    """
+
+    def __init__(self) -> None:
+        self.exact: Tensor | None = None
+        """[t, e] float32; float64 for float64."""
+        self.visible: Tensor | None = None
+        """Its rounded twin, which autograd sees."""
+        self.wide: Tensor | None = None
+        """The stream, normalised for the next layer, with room for extra columns."""
+        self.rstd: Tensor | None = None
+        """Reciprocal roots of that norm [t]."""
+
+    def enter(self, x: Tensor) -> None:
+        """Go on from x [t, e], or begin with it."""
+        if self.visible is None or self.visible.data_ptr() != x.data_ptr():
+            self.exact = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
+            self.visible = self.wide = self.rstd = None
+
+    def add(self, added: Tensor, norm: Norm, group: Group | None) -> tuple[Tensor, Tensor]:
+        """Add a sublayer's output [t, e].
+
+        Args:
+            added: What is added.
+            norm: What follows.
+            group: Whose input it makes, extra columns included; None if nobody's.
+
+        Returns:
+            The rounded sum [t, e], and the sum normalised.
+        """
+        assert self.exact is not None
+        wide = torch.empty_like(added) if group is None else group.inputs(added.shape[0])
+        _, rounded, self.rstd = accumulate_rms_norm(
+            self.exact, added, norm.weight, norm.eps, offset=norm.offset, out=wide[:, : added.shape[1]]
+        )
+        return rounded, wide
+
+    def hand_over(self, visible: Tensor, wide: Tensor | None) -> None:
+        """Leave the sum, and what was made of it, to whoever comes next."""
+        self.visible, self.wide = visible, wide
+
+    def taken(self) -> Tensor | None:
+        """Return what the layer before has normalised, if it has; once."""
+        wide, self.wide = self.wide, None
+        return wide
 
 
 class Pass:
@@ -65,6 +115,11 @@ class Pass:
         self.sites: dict[int, Site] = {}
         self.policies: dict[int, Policy] = {}
         self.handed: dict[int, Tensor] = {}
+        self.stream = Stream()
+        self.last: Norm | None = None
+        """The norm after the last layer, if it is one of the known ones."""
+        self.depth = 0
+        """Layers of the model."""
 
     def hand_on(self, index: int, like: Tensor) -> Tensor:
         """Make room for the gradient that a layer will be given, with the extra columns it will want: [t, e].
@@ -135,19 +190,21 @@ def decode(x: Tensor, run: Pass, index: int, *, keeps: bool) -> Tensor:
 
 def forward(run: Pass, index: int, x: Tensor, keeps: bool) -> Tensor:
     """Compute a layer, and keep what its policy says."""
-    site, tokens = run.sites[index], x.shape[0]
-    qkv, low_qkv = project(run, site, x)
+    site, tokens, stream = run.sites[index], x.shape[0], run.stream
+    stream.enter(x)
+    qkv, low_qkv = project(run, site, x, stream.taken())
     parts = split(run, site, qkv)
     done = attend(run, site, parts)
-    low_o, residual, added = close(run, site.o, site.after_attention, flat(done), x)
+    added, low_o = site.o.added_to(site.o.fill(run.scratch), flat(done), None)
+    residual, wide = stream.add(normed_after(site.after_attention, added), site.before_mlp, site.gate_up)
     matrix = site.gate_up.fill(run.scratch)
-    wide, _ = normed(site.before_mlp, residual, site.gate_up)
     gate_up = site.gate_up.gradients(tokens)
     site.gate_up.forward_into(matrix, wide, gate_up[:, : 2 * site.inner])
     low_up = wide[:, site.hidden :].contiguous() if site.gate_up.spare else None
     del wide
     h = glu(gate_up[:, : 2 * site.inner], site.activation)
-    low_down, y, mlp = close(run, site.down, site.after_mlp, h, residual)
+    mlp, low_down = site.down.added_to(site.down.fill(run.scratch), h, None)
+    y = leave(run, index, normed_after(site.after_mlp, mlp))
     if keeps:
         policy = run.policies[index]
         items = [
@@ -162,9 +219,31 @@ def forward(run: Pass, index: int, x: Tensor, keeps: bool) -> Tensor:
         for name, low in (("low_qkv", low_qkv), ("low_o", low_o), ("low_up", low_up), ("low_down", low_down)):
             if low is not None:
                 items.append((name, low, Place.DEVICE))
-        if added is not None and mlp is not None:
+        if site.after_mlp is not None:
             items += [("attention_out", added, policy.attention_out), ("mlp_out", mlp, policy.mlp_out)]
         run.store.keep(index, items)
+    return y
+
+
+def normed_after(norm: Norm | None, added: Tensor) -> Tensor:
+    """Normalise what a sublayer of a sandwich adds [t, e]; leave another's as it is."""
+    if norm is None:
+        return added
+    return rms_norm(added, norm.weight, norm.eps, offset=norm.offset)[0]
+
+
+def leave(run: Pass, index: int, added: Tensor) -> Tensor:
+    """Add the MLP's output and normalise the sum for what comes next; return the rounded sum [t, e]."""
+    following = run.sites.get(index + 1)
+    if following is not None:
+        y, wide = run.stream.add(added, following.before_attention, following.qkv)
+    elif run.last is not None and index == run.depth - 1:
+        y, wide = run.stream.add(added, run.last, None)
+    else:
+        assert run.stream.exact is not None
+        run.stream.exact += added
+        y, wide = run.stream.exact.to(added.dtype, copy=True), None
+    run.stream.hand_over(y, wide)
     return y
 
 
@@ -175,10 +254,18 @@ def normed(norm: Norm, x: Tensor, group: Group) -> tuple[Tensor, Tensor]:
     return wide, rstd
 
 
-def project(run: Pass, site: Site, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Compute queries, keys and values side by side, and the adapters' inner values [t, R]."""
+def project(run: Pass, site: Site, x: Tensor, wide: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Compute queries, keys and values side by side, and the adapters' inner values [t, R].
+
+    Args:
+        run: The pass.
+        site: The layer.
+        x: [t, e].
+        wide: x normalised, if that was done before.
+    """
     matrix = site.qkv.fill(run.scratch)
-    wide, _ = normed(site.before_attention, x, site.qkv)
+    if wide is None:
+        wide, _ = normed(site.before_attention, x, site.qkv)
     qkv = site.qkv.forward(matrix, wide)
     return qkv, wide[:, site.hidden :].contiguous() if site.qkv.spare else None
 
@@ -445,9 +532,11 @@ class FinalNorm(torch.autograd.Function):
     """The norm after the last layer; its weight is frozen."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, norm: Norm) -> Tensor:
-        """Normalise x [t, e]."""
-        y, rstd = rms_norm(x, norm.weight, norm.eps, offset=norm.offset)
+    def forward(ctx: FunctionCtx, x: Tensor, norm: Norm, stream: Stream) -> Tensor:
+        """Normalise x [t, e], unless the last layer has done so."""
+        y, rstd = stream.taken(), stream.rstd
+        if y is None or rstd is None or stream.visible is None or stream.visible.data_ptr() != x.data_ptr():
+            y, rstd = rms_norm(x, norm.weight, norm.eps, offset=norm.offset)
         ctx.save_for_backward(x, rstd)
         ctx.norm = norm  # type: ignore[attr-defined]
         return y
@@ -458,4 +547,4 @@ class FinalNorm(torch.autograd.Function):
         x, rstd = ctx.saved_tensors
         norm: Norm = ctx.norm
         dy = grads[0] if grads[0].stride(-1) == 1 else grads[0].contiguous()
-        return rms_norm_backward(dy, x, norm.weight, rstd, offset=norm.offset), None
+        return rms_norm_backward(dy, x, norm.weight, rstd, offset=norm.offset), None, None

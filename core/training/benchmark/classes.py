@@ -33,8 +33,8 @@ NAMED = (
     (re.compile(r"dequant|nf4|_unpack_|kgemm_4bit", re.IGNORECASE), "expansion of 4-bit weights"),
     (re.compile(r"cross_entropy|_losses|nll_loss|log_softmax|liger_ce", re.IGNORECASE), "loss"),
     (re.compile(r"optimizer|adam|blockwise", re.IGNORECASE), "optimizer"),
-    (re.compile(r"^_spread$"), "adapters written beside weights"),
-    (re.compile(r"^_(plus_low_rank|both_gradients|summed)$"), "thin products"),
+    (re.compile(r"^_spread\b"), "adapters written beside weights"),
+    (re.compile(r"^_(plus_low_rank|both_gradients|summed)\b"), "thin products"),
 )
 DIRECTED = (
     (re.compile(r"rms_?norm|layernorm", re.IGNORECASE), "norm"),

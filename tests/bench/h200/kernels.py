@@ -2,15 +2,16 @@
 
     python -m tests.bench.h200.kernels OUT [--quick] [--sweep] [--only weights,losses]
 
-Times are medians with a cold L2 cache; bytes are those an operator cannot avoid. A kernel is right when it errs at
-most 1.5 times as much as its plain definition does at the same precision, both against the definition in float32.
-Sizes past 2^31 numbers are checked too, and four-bit weights bit for bit against bitsandbytes where it is installed.
+Times are medians on the GPU with a cold L2 cache, the host's beside them; bytes are those an operator cannot avoid.
+A kernel is right when it errs at most 1.5 times as much as its plain definition does at the same precision, both
+against the definition in float32. Sizes past 2^31 numbers are checked too, and four-bit weights bit for bit against bitsandbytes where it is installed.
 Writes OUT/kernels.json.
 """
 
 import argparse
 import functools
 import importlib.util
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -28,9 +29,11 @@ from core.kernels.linear_cross_entropy import reference as cross_plain
 from core.kernels.nf4 import fused as nf4_fused
 from core.kernels.nf4 import reference as nf4_plain
 from core.kernels.rms_norm import reference as rms_plain
+from core.kernels.rope import fused as rope_fused
 from core.kernels.rope import reference as rope_plain
 from tests.bench.h200 import adapters
 from tests.bench.h200.beyond import checks, packed, peer
+from tests.bench.h200.clock import timed
 
 PEAK = 4.3
 """TB/s that copies reach on an H200."""
@@ -271,9 +274,10 @@ def measured(case: Case, repeats: int) -> dict[str, Any]:
         row["error"], row["plain_error"] = max(pairs, default=(0.0, 0.0))
         row["right"] = all(ours <= 1.5 * theirs + 1e-5 for ours, theirs in pairs)
         torch.cuda.empty_cache()
-        ms = triton.testing.do_bench(case.run, warmup=repeats // 4, rep=repeats, return_mode="median")
+        ms, host = timed(case.run, repeats)
         row |= {
             "ms": ms,
+            "host us": host,
             "bytes": case.moved,
             "TB/s": case.moved / ms * 1e-9,
             "TFLOP/s": case.work / ms * 1e-9,
@@ -284,27 +288,33 @@ def measured(case: Case, repeats: int) -> dict[str, Any]:
     return row
 
 
-def swept(repeats: int) -> Iterator[dict[str, Any]]:
-    """Time other tile sizes of the kernels whose best nobody can compute."""
+def swept_rotations(repeats: int) -> Iterator[dict[str, Any]]:
+    """Time the ways to cut the backward rotation, at few and at many tokens."""
+    before, shapes = rope_fused.BACKWARD, PARTS["rotations"][1]
+    for n, shape in itertools.product((2048, 16_384), shapes):
+        _, backward = rotations(n, *shape)
+        for cut in rope_fused.BACKWARD_CANDIDATES:
+            rope_fused.BACKWARD = cut
+            name = f"{backward.name} {n}: {cut.numbers}/{cut.warps}{' apart' if cut.is_apart else ''}"
+            yield measured(backward._replace(name=name), repeats)
+    rope_fused.BACKWARD = before
+
+
+def swept_weights(repeats: int) -> Iterator[dict[str, Any]]:
+    """Time other tile sizes of the expansion of weights."""
     weight, before = packed(28_672, 4096), (nf4_fused.WORDS, nf4_fused.WARPS)
     out = torch.empty(28_672, 4096, device="cuda", dtype=torch.bfloat16)
-    for words, warps in (
-        (128, 4),
-        (256, 4),
-        (256, 8),
-        (512, 4),
-        (512, 8),
-        (512, 16),
-        (1024, 4),
-        (1024, 8),
-        (2048, 8),
-    ):
+    for words, warps in (*itertools.product((128, 256, 512, 1024), (4, 8)), (512, 16), (2048, 8)):
         nf4_fused.WORDS, nf4_fused.WARPS = words, warps
         name = f"sweep nf4 {words} words {warps} warps"
         yield measured(
             Case(name, lambda: (nf4.dequantize(weight, out),), None, 28_672 * 4096 * 2.515625), repeats
         )
     nf4_fused.WORDS, nf4_fused.WARPS = before
+
+
+def swept_losses(repeats: int) -> Iterator[dict[str, Any]]:
+    """Time other tile sizes of the cross entropy."""
     original = cross_fused.lanes_and_warps
     for v in (128_256, 262_144):
         products = draw((1 << 28) // v // 128 * 128, v)
@@ -314,6 +324,10 @@ def swept(repeats: int) -> Iterator[dict[str, Any]]:
                 _row_wise(f"sweep cross entropy {v} {lanes} lanes {warps} warps", products), repeats
             )
     cross_fused.lanes_and_warps = original
+
+
+SWEEPS = {"rotations": swept_rotations, "weights": swept_weights, "losses": swept_losses}
+"""Other tile sizes of the kernels whose best nobody can compute."""
 
 
 def _chosen(pair: tuple[int, int], *_: int) -> tuple[int, int]:
@@ -336,7 +350,9 @@ def line(row: dict[str, Any]) -> str:
         f"{row['TFLOP/s']:7.0f} TFLOP/s" if row["TFLOP/s"] else f"{row['TB/s']:7.2f} TB/s {row['share']:4.0%}"
     )
     verdict = "" if row["right"] else "  WRONG"
-    return f"{row['name']:44s} {row['ms']:9.4f} ms {rate:18s} {row['error']:.2e} / {row['plain_error']:.2e}{verdict}"
+    host = f"host {row['host us']:5.0f} us"
+    errs = f"{row['error']:.2e} / {row['plain_error']:.2e}"
+    return f"{row['name']:44s} {row['ms']:9.4f} ms {rate:18s} {host} {errs}{verdict}"
 
 
 def main() -> int:
@@ -368,8 +384,9 @@ def main() -> int:
     if not chosen or "checks" in chosen:
         for row in checks():
             keep(row)
-    for row in swept(repeats) if arguments.sweep else ():
-        keep(row)
+    for name, sweep in SWEEPS.items() if arguments.sweep else ():
+        for row in sweep(repeats) if not chosen or name in chosen else ():
+            keep(row)
     print(
         f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}, {n} tokens"
     )

@@ -1,8 +1,8 @@
 """Token rows that an adapter on a random frozen base can learn something from.
 
 A few hundred tokens follow each other as a Markov chain of order two, and the second half of a row repeats spans of
-the first. A model that learns which tokens there are falls from ln(vocabulary) to ln(STATES) at most, one that learns
-which follow which to about ln(CHOICES), and one that looks two tokens back to ``entropy()``; copying goes below that.
+the first. A model that learns which tokens there are falls from ln(vocabulary) below ln(STATES), one that learns which
+follow which to about ln(CHOICES), and one that looks two tokens back to ``entropy()``; copying goes below that.
 """
 
 import math
@@ -13,6 +13,8 @@ from core.data.chat import IGNORE_INDEX, Encoded
 
 STATES = 256
 """Tokens that occur."""
+FREQUENT = 8
+"""How flat the law of Zipf is by which states follow others: 1 / (rank + FREQUENT)."""
 CHOICES = 4
 """Tokens that may follow one."""
 ODDS = (0.7, 0.2, 0.07, 0.03)
@@ -40,9 +42,17 @@ def entropy() -> float:
 def make_lessons(vocabulary: int, seed: int = 0) -> Lessons:
     """Draw the chain; it is a function of vocabulary and seed."""
     draw = random.Random(f"chain {seed}")
-    tokens = draw.sample(range(3, min(vocabulary, 50_000)), min(STATES, vocabulary // 4))
-    states = range(len(tokens))
-    return Lessons(tuple(tokens), tuple(tuple(draw.sample(states, CHOICES)) for _ in states))
+    tokens = draw.sample(range(3, min(vocabulary, 50_000)), min(STATES, vocabulary // 16))
+    weights = [1 / (rank + FREQUENT) for rank in range(len(tokens))]
+    return Lessons(tuple(tokens), tuple(some(weights, draw) for _ in tokens))
+
+
+def some(weights: list[float], draw: random.Random) -> tuple[int, ...]:
+    """Draw different states, the first ones more often."""
+    found: dict[int, None] = {}
+    while len(found) < CHOICES:
+        found |= dict.fromkeys(draw.choices(range(len(weights)), weights))
+    return tuple(found)
 
 
 def rows(lessons: Lessons, count: int, shortest: int, longest: int, seed: int = 0) -> list[Encoded]:

@@ -32,7 +32,9 @@ def test_a_residual_and_its_low_rank_share_are_added_in_one_rounding(tokens, n, 
 @pytest.mark.parametrize("tiles", fused.PLUS_CANDIDATES, ids=str)
 @pytest.mark.parametrize("rank", [64, 128, 192])
 def test_tiles_of_any_shape_give_the_same_sum(tiles, rank):
-    other, low, up = normal(131, 600), normal(131, rank, seed=1), normal(600, rank, seed=2, scale=0.1)
+    kind = torch.bfloat16
+    other, low = normal(131, 600, dtype=kind), normal(131, rank, dtype=kind, seed=1)
+    up = normal(600, rank, dtype=kind, seed=2, scale=0.1)
     found = fused.plus_low_rank(other, low, up, tiles)
     exact = other.double() + low.double() @ up.double().t()
     assert_no_worse(found, torch.addmm(other, low, up.t()), exact)

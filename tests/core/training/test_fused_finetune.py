@@ -196,14 +196,3 @@ def test_fused_training_resumes_bit_for_bit(
     assert resumed.tuned.progress == whole.tuned.progress
     assert resumed.tuned.framework == "fused"
     assert same(whole, resumed)
-
-
-def test_a_training_that_hf_began_is_not_gone_on_with_by_accident(base_of: Callable[[str], Path], tmp_path: Path):
-    # The key of the phase differs by the engine; with the same key the state would fit, and the numbers go on.
-    base = base_of("qwen3")
-    whole = Run(base, tmp_path / "a", LONG, fused_model(base)).go()
-    with pytest.raises(Killed):
-        Run(base, tmp_path / "b", LONG, fused_model(base)).go(1)
-    other = Run(base, tmp_path / "b", LONG, fused_model(base)).go(fingerprint="of hf")
-    assert other.start.step == 0
-    assert same(whole, other)

@@ -9,8 +9,6 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from triton.runtime import interpreter
 
 from core.data.batches import Batch, collate, collate_packed
 from core.data.chat import IGNORE_INDEX, Encoded
@@ -20,7 +18,7 @@ from core.models.fused.state import FusedNotice
 from core.training.head import Head
 from core.training.language import LanguageStep, NextToken, autocast, mean_loss, trained_tokens
 from core.training.memory import is_out_of_memory, until_it_fits
-from tests.core.kernels.interpreter import convert_float
+from tests.core.kernels.interpreter import round_as_hardware_does
 from tests.core.models.fused.tiny import (
     KINDS,
     POLICIES,
@@ -51,7 +49,7 @@ def _all_is_fused():
 @pytest.fixture
 def triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the Triton kernels, in their interpreter if there is no GPU."""
-    monkeypatch.setattr(interpreter, "_convert_float", convert_float)
+    round_as_hardware_does(monkeypatch)
     for name, module in list(sys.modules.items()):
         if name.startswith("core.kernels.") and hasattr(module, "runs_fused"):
             monkeypatch.setattr(module, "runs_fused", lambda device: True)
@@ -127,7 +125,7 @@ def test_no_first_token_of_a_document_is_a_target(name: str):
         for rows in (docs, other):
             loss = NextToken(model.ours, CPU)
             loss.is_fused = fused
-            losses.append(float(loss(collate_packed([rows], 0))))
+            losses.append(loss(collate_packed([rows], 0)).item())
         assert losses[0] == losses[1]
 
 
@@ -269,7 +267,7 @@ def sharpen(model: Pair, factor: float, shift: float) -> None:
             head[:, 0] = shift
 
 
-@pytest.mark.parametrize(("factor", "shift"), [(1.0, 1e4), (40.0, 0.0), (40.0, 1e4)])
+@pytest.mark.parametrize(("factor", "shift"), [(1.0, 1e4), (150.0, 0.0), (150.0, 1e4)])
 def test_extreme_logits_are_no_worse_than_transformers(factor: float, shift: float):
     batch = collate(documents(), 0)
     exact, model = pair("llama"), pair("llama", torch.float32)
@@ -420,6 +418,5 @@ def test_the_gpu_path_is_the_one_that_these_tests_run(triton: None, monkeypatch:
         counted(monkeypatch, attention.Plain, "backward") as seen,
     ):
         learn(model.ours, tokens)
-    assert (len(gates), len(turns), len(seen), len(norms)) == (3, 3, 3, 2 * 3 + 1)
+    assert (len(gates), len(turns), len(seen), len(norms)) == (3, 3, 3, 2 * 3)
     assert len(spreads) >= 4 * 3
-    assert cross_entropy(torch.zeros(1, 4), torch.tensor([1])).item() == pytest.approx(math.log(4))

@@ -72,7 +72,9 @@ def base(name: str, dtype: torch.dtype = torch.float64, **settings: Any) -> PreT
                 parameter.normal_(0.5, 0.2)
             else:
                 parameter.mul_(4.0)
-    return model.to(dtype).eval()
+            # Loading casts parameters too, and leaves the frequencies of rotary embeddings alone.
+            parameter.data = parameter.data.to(dtype)
+    return model.eval()
 
 
 def adapt(model: PreTrainedModel, *, seed: int = 3, **settings: Any) -> PeftModel:
