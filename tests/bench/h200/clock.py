@@ -39,7 +39,7 @@ def _once(run: Callable[[], Any], flushed: torch.Tensor) -> float:
     run()
     end.record()
     torch.cuda.synchronize()
-    return start.elapsed_time(end)
+    return float(start.elapsed_time(end))
 
 
 def _host(run: Callable[[], Any], calls: int = 5) -> float:

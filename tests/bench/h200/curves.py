@@ -14,7 +14,6 @@ Writes OUT/curves.json and OUT/curves.md after every model, and OUT/curves-MODEL
 import argparse
 import importlib.util
 import json
-import math
 import subprocess
 import sys
 import time
@@ -196,7 +195,9 @@ def plot(model: str, runs: dict[str, Any], target: Path) -> None:
         above.plot(range(1, len(losses) + 1), losses, style, label=name, linewidth=1.2)
         if name != "hf" and "hf" in known and "packed" not in name:
             apart = [abs(a - b) for a, b in zip(losses, known["hf"], strict=True)]
-            below.semilogy(range(1, len(apart) + 1), [max(each, 1e-9) for each in apart], label=f"{name} - hf")
+            below.semilogy(
+                range(1, len(apart) + 1), [max(each, 1e-9) for each in apart], label=f"{name} - hf"
+            )
     above.set_title(f"{model}: QLoRA r = 16, loss per labelled token (mean of {WIDTH} steps)")
     above.legend(), below.legend()
     above.grid(alpha=0.3), below.grid(alpha=0.3)
@@ -214,7 +215,9 @@ def amplify(base: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     for file in base.glob("model-*.safetensors"):
-        tensors = {name: each * AMPLIFIED if each.ndim > 1 else each for name, each in load_file(file).items()}
+        tensors = {
+            name: each * AMPLIFIED if each.ndim > 1 else each for name, each in load_file(file).items()
+        }
         save_file(tensors, file, metadata={"format": "pt"})
 
 
@@ -270,7 +273,11 @@ def main() -> int:
         plot(model, runs, options.out / f"curves-{model}.png")
         report(results, options)
     print((options.out / "curves.md").read_text(encoding="utf-8"))
-    good = [verdict["verdict"] == "within noise" for each in results.values() for verdict in each["verdicts"].values()]
+    good = [
+        verdict["verdict"] == "within noise"
+        for each in results.values()
+        for verdict in each["verdicts"].values()
+    ]
     return 0 if good and all(good) else 1
 
 

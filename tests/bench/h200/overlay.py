@@ -28,7 +28,9 @@ RULE = (
 
 def smoothed(losses: Sequence[float]) -> list[float]:
     """Return the mean of the last steps at every step."""
-    return [sum(part) / len(part) for n in range(1, len(losses) + 1) if (part := losses[max(0, n - WIDTH) : n])]
+    return [
+        sum(part) / len(part) for n in range(1, len(losses) + 1) if (part := losses[max(0, n - WIDTH) : n])
+    ]
 
 
 def distances(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
@@ -92,7 +94,11 @@ def has_learned(losses: Sequence[float]) -> bool:
 
 def table(results: dict[str, Any]) -> str:
     """Lay curves and judgements out in Markdown."""
-    steps = [step for step in SHOWN if any(step <= len(r.get("losses", ())) for m in results.values() for r in m["runs"].values())]
+    steps = [
+        step
+        for step in SHOWN
+        if any(step <= len(r.get("losses", ())) for m in results.values() for r in m["runs"].values())
+    ]
     lines = ["| model | run | " + " | ".join(f"step {step}" for step in steps) + " | validation | tok/s | seconds |",
              "|" + "---|" * (len(steps) + 5)]  # fmt: skip
     for model, each in results.items():
@@ -117,7 +123,10 @@ def line(model: str, name: str, run: dict[str, Any], steps: Sequence[int]) -> st
 
 def judgement(model: str, name: str, told: dict[str, Any]) -> str:
     """Write one verdict."""
-    cells = [f"{told[key]:.2e}" if key in told else "" for key in ("mean", "noise_mean", "most", "noise_most", "first")]
+    cells = [
+        f"{told[key]:.2e}" if key in told else ""
+        for key in ("mean", "noise_mean", "most", "noise_most", "first")
+    ]
     if "band" in told:
         cells[0] = f"validation {told['validation'] - told['hf']:+.4f}, band {told['band']:.4f}"
     return "| " + " | ".join([model, name, *cells, told["verdict"]]) + " |"

@@ -384,9 +384,10 @@ def test_a_base_that_bitsandbytes_rounded_is_refused_by_the_key_that_is_true(bas
     assert f"held in {key[-4]} bits" in seen.value.what
 
 
-def test_another_engine_is_refused(base_folder: Path):
+@pytest.mark.parametrize("engine", ["unsloth", "fused"])
+def test_another_engine_is_refused(base_folder: Path, engine: str):
     model = adapted(base_folder)
-    model.get_base_model().loaded_by_engine = "unsloth"
+    model.get_base_model().loaded_by_engine = engine
     with pytest.raises(ConfigError, match="model.framework"):
         prepare(model, "Q4_0")
 

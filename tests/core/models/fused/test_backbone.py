@@ -93,7 +93,12 @@ def test_generating_with_a_cache_gives_the_same_tokens(name: str):
 
 def test_generating_without_a_cache_gives_the_same_tokens(monkeypatch: pytest.MonkeyPatch):
     model, prompt = pair("gemma3"), ids(2, 9)
-    settings = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 6, "do_sample": False, "use_cache": False}
+    settings = {
+        "attention_mask": torch.ones_like(prompt),
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "use_cache": False,
+    }
     with fused_runs(monkeypatch) as calls:
         found = model.ours.generate(input_ids=prompt, **settings)
     assert len(calls) > 0
@@ -176,7 +181,9 @@ def padded(side: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_padding_on_the_right_is_transformers_and_that_of_rows_alone(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_padding_on_the_right_is_transformers_and_that_of_rows_alone(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
     model, (tokens, labels, mask) = pair(name, torch.float32), padded("right")
     with warnings.catch_warnings(), fused_runs(monkeypatch) as calls:
         warnings.simplefilter("error", FusedNotice)
@@ -357,7 +364,10 @@ def test_a_model_in_half_precision_answers_in_half_precision():
     out = model.get_base_model().model(input_ids=ids(), use_cache=False).last_hidden_state
     assert out.dtype == torch.bfloat16
     with torch.autocast("cpu", dtype=torch.float16):
-        assert model.get_base_model().model(input_ids=ids(), use_cache=False).last_hidden_state.dtype == torch.bfloat16
+        assert (
+            model.get_base_model().model(input_ids=ids(), use_cache=False).last_hidden_state.dtype
+            == torch.bfloat16
+        )
 
 
 def test_a_single_token_and_a_single_row_are_batches_too():

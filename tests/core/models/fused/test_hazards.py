@@ -130,7 +130,7 @@ def test_no_first_token_of_a_document_is_a_target(name: str):
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("label", ["full", "least", "attention"])
+@pytest.mark.parametrize("label", ["full", "least"])
 def test_packed_gradients_are_those_of_the_documents_alone(name: str, label: str):
     docs = documents((9, 1, 12, 2, 7, 1, 14))
     model = pair(name)
@@ -177,7 +177,9 @@ def test_documents_of_one_token_alone_have_no_loss_and_are_finite():
     model = pair("qwen3", torch.float32)
     packed = collate_packed([documents((1, 1, 1, 1))], 0)
     assert trained_tokens(packed) == 0
-    assert bool(hidden(model.ours, input_ids=packed.input_ids, position_ids=packed.position_ids).isfinite().all())
+    assert bool(
+        hidden(model.ours, input_ids=packed.input_ids, position_ids=packed.position_ids).isfinite().all()
+    )
 
 
 # Nothing to learn
@@ -208,7 +210,7 @@ def test_a_batch_without_labels_has_zero_gradients(label: str):
     keep(model.state, POLICIES[label])
     model.ours.zero_grad()
     loss = NextToken(model.ours, CPU)(collate([unlabelled(doc) for doc in docs], 0))
-    assert float(loss) == 0.0
+    assert loss.item() == 0.0
     loss.backward()
     assert all(float(one.abs().max()) == 0 for one in gradients(model.ours).values())
 
@@ -326,7 +328,7 @@ class Spent:
 
 
 @pytest.mark.parametrize("where", ["glu_backward", "rms_norm", "rope_backward", "attend", "glu"])
-@pytest.mark.parametrize("after", [1, 2, 5])
+@pytest.mark.parametrize("after", [1, 5])
 def test_memory_that_runs_out_in_a_step_leaves_the_step_as_it_would_have_been(
     where: str, after: int, ashore, monkeypatch: pytest.MonkeyPatch
 ):

@@ -112,8 +112,9 @@ def test_what_is_computed_again_costs_its_products_and_its_attention(shape: Laye
 
 
 def test_a_layer_of_8b_takes_what_was_measured_of_it() -> None:
-    # Products of one layer at 670 TFLOP/s and attention at 567, 16384 tokens in rows of 2048.
-    assert forward_ms(LLAMA, 16384, 2048) == pytest.approx(11.15, abs=0.05)
+    # 16384 tokens in rows of 2048: products at 670 TFLOP/s 10.67 ms, attention at 567 0.48 ms, and 225,280 bytes a
+    # token read or written between them at 3.6 TB/s.
+    assert forward_ms(LLAMA, 16384, 2048) == pytest.approx(11.15 + 1.03, abs=0.05)
     assert LLAMA.item_bytes._asdict() == per_token(LLAMA)
     assert GEMMA.item_bytes._asdict() == per_token(GEMMA)
     assert LLAMA.weights == 218_103_808
