@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from tests.thimble.conftest import Factory, Ran
 
 LORA = "models/checkpoints/lora"
+SHORT = ("-o", "training.max_steps=20", "-o", "evaluation.max_examples=60")
 
 
 class Runs(NamedTuple):
@@ -28,10 +28,10 @@ class Runs(NamedTuple):
 def runs(factory: Factory, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     root = tmp_path_factory.mktemp("fused")
     fused, hf = root / "fused", root / "hf"
-    ran = factory.run(fused, "-o", "model.framework=fused")
+    ran = factory.run(fused, *SHORT, "-o", "model.framework=fused")
     assert ran.code == 0, (ran.result, ran.stderr[-2000:])
     shutil.copytree(fused, hf)
-    return Runs(fused, ran, hf, factory.run(hf, "--until", "finetune"))
+    return Runs(fused, ran, hf, factory.run(hf, *SHORT, "--until", "finetune"))
 
 
 def losses(workspace: Path) -> list[float]:
@@ -53,12 +53,12 @@ def test_another_engine_trains_anew_and_has_the_same_losses_and_the_same_adapter
     assert {state for phase, state in runs.again.phases.items() if phase != "finetune"} == {"reused"}
     assert runs.again.phases["finetune"] == "done"
     found, wanted = losses(runs.fused), losses(runs.hf)
-    assert len(found) == 40
+    assert len(found) == 20
     # Where hardly anything is left to learn, a loss is the difference of numbers a hundred times larger.
     assert found == pytest.approx(wanted, rel=1e-5, abs=1e-5)
     assert found[:10] == pytest.approx(wanted[:10], rel=1e-5)
     one, other = (load_file(place / LORA / "adapter_model.safetensors") for place in (runs.fused, runs.hf))
     assert one.keys() == other.keys()
-    assert all(torch.allclose(one[name], other[name], rtol=1e-3, atol=1e-4) for name in one)
+    assert all(float((one[name] - other[name]).norm()) < 1e-4 * float(other[name].norm()) for name in one)
     settings = [(place / LORA / "adapter_config.json").read_text() for place in (runs.fused, runs.hf)]
     assert settings[0] == settings[1]

@@ -32,7 +32,7 @@ class Shape(NamedTuple):
     rows: tuple[int, ...]
     columns: int
     ranks: tuple[tuple[int, ...], ...]
-    has_bias: bool
+    biases: tuple[bool, ...]
     dtype: torch.dtype
     device: torch.device
 
@@ -45,6 +45,11 @@ class Shape(NamedTuple):
     def rank(self) -> int:
         """Ranks of all adapters."""
         return sum(map(sum, self.ranks))
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether any projection has one."""
+        return any(self.biases)
 
     @property
     def spare(self) -> int:
@@ -94,7 +99,7 @@ class Group:
             tuple(each.rows for each in self.projections),
             self.projections[0].columns,
             tuple(tuple(int(one.a.shape[0]) for one in each.adapters) for each in self.projections),
-            any(each.bias is not None for each in self.projections),
+            tuple(each.bias is not None for each in self.projections),
             dtype,
             device,
         )
@@ -140,7 +145,7 @@ class Group:
         return matrix
 
     def _spread(self, matrix: Tensor) -> None:
-        if runs_fused(matrix.device):
+        if runs_fused(matrix.device) and matrix.dtype != torch.float64:
             from core.kernels.lora_linear.fused import spread
 
             spread(matrix, self.projections, self.n, self.k)
@@ -260,7 +265,7 @@ def plus_low_rank(other: Tensor | None, low: Tensor, up: Tensor) -> Tensor:
     """Return other [t, n] + low [t, R] up' [R, n]; the product alone without other."""
     if other is None:
         return torch.mm(low, up.t())
-    if runs_fused(low.device):
+    if runs_fused(low.device) and low.dtype != torch.float64:
         from core.kernels.lora_linear import fused
 
         return fused.plus_low_rank(other, low, up)

@@ -202,8 +202,13 @@ def forward(run: Pass, index: int, x: Tensor, keeps: bool) -> Tensor:
     site.gate_up.forward_into(matrix, wide, gate_up[:, : 2 * site.inner])
     low_up = wide[:, site.hidden :].contiguous() if site.gate_up.spare else None
     del wide
-    h = glu(gate_up[:, : 2 * site.inner], site.activation)
-    mlp, low_down = site.down.added_to(site.down.fill(run.scratch), h, None)
+    is_kept = keeps and run.policies[index].gate_up is Place.DEVICE
+    h = hidden_values(site, gate_up, over=not is_kept)
+    mlp = site.down.forward(site.down.fill(run.scratch), h)
+    low_down = h[:, site.inner :].contiguous() if site.down.spare else None
+    del h
+    if not is_kept:
+        del gate_up
     y = leave(run, index, normed_after(site.after_mlp, mlp))
     if keeps:
         policy = run.policies[index]
@@ -212,8 +217,9 @@ def forward(run: Pass, index: int, x: Tensor, keeps: bool) -> Tensor:
             ("qkv", parts.qkv, policy.qkv),
             ("attention", done.out.transpose(1, 2), policy.attention),
             ("residual", residual, policy.residual),
-            ("gate_up", gate_up, policy.gate_up),
         ]
+        if is_kept:
+            items.append(("gate_up", gate_up, policy.gate_up))
         if policy.attention is not Place.RECOMPUTE:
             run.store.states[index] = done.state
         for name, low in (("low_qkv", low_qkv), ("low_o", low_o), ("low_up", low_up), ("low_down", low_down)):
@@ -223,6 +229,20 @@ def forward(run: Pass, index: int, x: Tensor, keeps: bool) -> Tensor:
             items += [("attention_out", added, policy.attention_out), ("mlp_out", mlp, policy.mlp_out)]
         run.store.keep(index, items)
     return y
+
+
+def hidden_values(site: Site, gate_up: Tensor, *, over: bool) -> Tensor:
+    """Compute the MLP's hidden values, with room for the extra columns of the down projection's input: [t, f + R].
+
+    Args:
+        site: The layer.
+        gate_up: [t, 2f + R].
+        over: Nobody needs the gate any more: its place is taken, and the extra columns lie where up began.
+    """
+    f, width = site.inner, site.inner + site.down.spare
+    h = gate_up[:, :width] if over and width <= gate_up.shape[1] else site.down.inputs(gate_up.shape[0])
+    glu(gate_up[:, : 2 * f], site.activation, out=h[:, :f])
+    return h
 
 
 def normed_after(norm: Norm | None, added: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from core.models.fused.policy import Place
 
 AHEAD = 1
-"""Layers whose copies out may still run while the next one is computed."""
+"""Layers whose copies out may still run while the one after the next is computed: some layers send more than others."""
 Key = tuple[int, str]
 """Layer and name of a tensor."""
 
