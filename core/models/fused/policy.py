@@ -99,7 +99,8 @@ def plan_layers(
     """
     kinds = _kinds(shapes, tokens, host_bytes)
     options = [_options(kind, tokens, longest, rates) for kind in kinds]
-    return _arranged(kinds, search(options, device_bytes, host_bytes))
+    found = _arranged(kinds, search(options, device_bytes, host_bytes))
+    return _levelled(found, kinds, tokens, longest, host_bytes, rates)
 
 
 def _kinds(shapes: Sequence[LayerShape], tokens: int, host_bytes: int) -> list[_Kind]:
@@ -167,6 +168,35 @@ def _arranged(kinds: list[_Kind], chosen: list[Option]) -> Plan:
         in_host(placed),
         sum(option.recompute for option in placed),
         sum(option.stall for option in placed),
+    )
+
+
+def _levelled(
+    made: Plan, kinds: list[_Kind], tokens: int, longest: int, host_bytes: int, rates: Rates
+) -> Plan:
+    """Let some layers send more than their own forward pass hides, where the others leave time for it.
+
+    The search prices every layer alone; copies may run one layer on, so what counts is the sum. Those that send
+    more are spread evenly over the model.
+    """
+    times = [0.0 if is_last else forward_ms(shape, tokens, longest, rates) for shape, is_last, _ in kinds]
+    spare = int(min(host_bytes, rates.host * sum(times) / 1e3) - made.host_bytes)
+    policies, saved, sent = list(made.policies), 0.0, 0
+    for name in ("qkv", "residual"):
+        open_to = [
+            layer
+            for layer, (_, is_last, may_host) in enumerate(kinds)
+            if may_host and not is_last and getattr(policies[layer], name) is R
+        ]
+        sizes = {layer: tokens * getattr(kinds[layer][0].item_bytes, name) for layer in open_to}
+        count = max(0, min(len(open_to), (spare - sent) // max(sizes.values()))) if sizes else 0
+        for number in range(count):
+            layer = open_to[(2 * number + 1) * len(open_to) // (2 * count)]
+            policies[layer] = policies[layer]._replace(**{name: H})
+            saved += getattr(recompute_costs(kinds[layer][0], tokens, longest, rates), name)
+            sent += sizes[layer]
+    return made._replace(
+        policies=tuple(policies), host_bytes=made.host_bytes + sent, recompute_ms=made.recompute_ms - saved
     )
 
 

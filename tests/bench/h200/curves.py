@@ -240,7 +240,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--models", default="llama-1b,qwen3-4b,gemma3-1b")
     parser.add_argument("--runs", default="hf,fused,hf-seed,fused-packed", help=", ".join(VARIANTS))
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
+    parser.add_argument("--rate", type=float, default=5e-4, help="learning rate")
     parser.add_argument("--layers", type=int, help="of every model; the published depth if not given")
     parser.add_argument("--unquantized", action="store_true", help="LoRA instead of QLoRA")
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm/curves"))

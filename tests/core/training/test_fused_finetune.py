@@ -100,22 +100,20 @@ class Kind(NamedTuple):
     notice: str | None = None
 
 
-BF16_HEAD = {"target_modules": (*ALL, "lm_head")}
+WITH_HEAD = {"target_modules": (*ALL, "lm_head")}
 KINDS = {
     "plain": Kind(),
     "recomputed": Kind(lora={"use_gradient_checkpointing": True}),
-    "kept": Kind(lora={"use_gradient_checkpointing": False}),
     "packed": Kind("qwen3", training={"packing": True, "per_device_train_batch_size": 1}),
     "packed in windows": Kind("gemma-3", training={"packing": True, "per_device_train_batch_size": 2}),
     "budget": Kind("llama-3.1", training={"activation_budget": 0}),
     "nf4": Kind("llama-3.1", held={"load_in_4bit": True}),
     "fp4": Kind("qwen3", held={"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False}),
-    "head": Kind("mistral", lora=BF16_HEAD),
-    "head of 4 bits": Kind("mistral", lora=BF16_HEAD, held={"load_in_4bit": True}),
-    "all-linear": Kind("gemma-3", lora={"target_modules": "all-linear"}),
+    "head": Kind("mistral", lora=WITH_HEAD),
+    "head of 4 bits": Kind("mistral", lora=WITH_HEAD, held={"load_in_4bit": True}),
+    "all-linear": Kind("llama-3.2", lora={"target_modules": "all-linear"}),
     "one projection": Kind("qwen3", lora={"target_modules": ("down_proj",)}),
-    "attention only": Kind("mistral", lora={"finetune_mlp_modules": False}),
-    "rslora": Kind("gemma-3", lora={"use_rslora": True}),
+    "rslora": Kind("mistral", lora={"use_rslora": True}),
     "no biases to train": Kind("llama-3.1", lora={"bias": "all"}),
     "all biases": Kind(lora={"bias": "all"}, notice="its base weights or biases are trained"),
     "adapted biases": Kind(lora={"bias": "lora_only"}, notice="its base weights or biases are trained"),
@@ -184,7 +182,7 @@ def fused_model(base: Path, **held: Any) -> Any:
     ("family", "held", "settings"),
     [
         ("qwen2.5", {}, {}),
-        ("gemma-3", {"load_in_4bit": True}, {}),
+        ("llama-3.1", {"load_in_4bit": True}, {}),
         ("llama-3.1", {}, {"fp16": True}),
         ("qwen3", {}, {"packing": True, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}),
     ],

@@ -235,14 +235,25 @@ def test_main_memory_that_is_too_small_for_all_inputs_takes_those_of_the_first_l
     assert (found.device_bytes, found.host_bytes) == (3 * one, 3 * one)
 
 
-def test_copies_hide_behind_a_layers_forward_pass_or_are_not_made() -> None:
+def test_copies_hide_behind_the_layers_forward_passes_or_are_not_made() -> None:
     slow = H200._replace(host=20e9)
     found = plan(LLAMA, 8, 16384, 2048, 2 * GB, 10**12, slow)
     forward = forward_ms(LLAMA, 16384, 2048, slow)
     sizes = [judged(p, LLAMA, 16384, 2048, slow, last=False)[1] for p in found.policies]
     assert found.stall_ms == 0
-    assert all(1e3 * size / slow.host <= forward for size in sizes)
+    assert 1e3 * sum(sizes) / slow.host <= 7 * forward
     assert max(sizes) > 0
+
+
+def test_layers_that_send_more_than_they_hide_are_spread_between_those_that_send_less() -> None:
+    found = plan(QWEN, 36, 16384, 2048, 0, 10**12)
+    wide = [layer for layer, policy in enumerate(found.policies) if policy.qkv is H]
+    gaps = [after - before for before, after in itertools.pairwise(wide)]
+    forward = forward_ms(QWEN, 16384, 2048)
+    alone = 1e3 * 16384 * (sum(QWEN.item_bytes) - QWEN.item_bytes.gate_up) / H200.host
+    assert alone > forward  # one layer's own pass would not hide it
+    assert len(wide) >= 3 and min(gaps) >= 36 // len(wide) - 1
+    assert 1e3 * found.host_bytes / H200.host <= 35 * forward + alone
 
 
 def test_the_last_layer_waits_on_the_gpu_and_the_first_ones_in_main_memory() -> None:
