@@ -82,6 +82,26 @@ def _erase(line, classes, lanes: tl.constexpr, vector: tl.constexpr):
 
 
 @triton.jit
+def _sums(line, bias, target, classes, scale, softcap,
+          capped: tl.constexpr, scaled: tl.constexpr, lanes: tl.constexpr, vector: tl.constexpr):  # fmt: skip
+    """Return a row's largest logit m, and the sum of exp(x - m) over all but the target."""
+    step: tl.constexpr = lanes * vector
+    column = tl.arange(0, lanes)[:, None] * vector + tl.arange(0, vector)[None, :]
+    whole = classes // step * step
+    highs = tl.full((lanes,), float("-inf"), tl.float32)
+    totals = tl.zeros((lanes,), tl.float32)
+    for start in range(0, whole, step):
+        x = _logits(line, bias, start + column, None, scale, softcap, capped, scaled)
+        highs, totals = _gather(highs, totals, x, start + column != target)
+    if whole < classes:
+        here = whole + column < classes
+        x = _logits(line, bias, whole + column, here, scale, softcap, capped, scaled)
+        highs, totals = _gather(highs, totals, x, here & (whole + column != target))
+    high = tl.max(highs, axis=0)
+    return high, tl.sum(totals * tl.exp(highs - high), axis=0)
+
+
+@triton.jit
 def _losses(
     products, targets, bias, weights, losses, classes, stride, scale, softcap, ignore_index,
     capped: tl.constexpr, scaled: tl.constexpr, grad: tl.constexpr, lanes: tl.constexpr, vector: tl.constexpr,
@@ -100,20 +120,7 @@ def _losses(
     exists = (target >= 0) & (target < classes)
     factor = tl.where(exists, factor, float("nan"))
     target = tl.where(exists, target, 0).to(tl.int32)
-    step: tl.constexpr = lanes * vector
-    column = tl.arange(0, lanes)[:, None] * vector + tl.arange(0, vector)[None, :]
-    whole = classes // step * step
-    highs = tl.full((lanes,), float("-inf"), tl.float32)
-    totals = tl.zeros((lanes,), tl.float32)
-    for start in range(0, whole, step):
-        x = _logits(line, bias, start + column, None, scale, softcap, capped, scaled)
-        highs, totals = _gather(highs, totals, x, start + column != target)
-    if whole < classes:
-        here = whole + column < classes
-        x = _logits(line, bias, whole + column, here, scale, softcap, capped, scaled)
-        highs, totals = _gather(highs, totals, x, here & (whole + column != target))
-    high = tl.max(highs, axis=0)
-    rest = tl.sum(totals * tl.exp(highs - high), axis=0)
+    high, rest = _sums(line, bias, target, classes, scale, softcap, capped, scaled, lanes, vector)
     own = _logits(line, bias, target, None, scale, softcap, capped, scaled)
     # loss = log(sum) - own; with the target on top that is log(1 + rest), whose small values matter.
     peak = tl.exp(own - high)
@@ -125,6 +132,9 @@ def _losses(
             factor *= scale
         # Every lane must have read the target's product before one of them overwrites it.
         tl.debug_barrier()
+        step: tl.constexpr = lanes * vector
+        column = tl.arange(0, lanes)[:, None] * vector + tl.arange(0, vector)[None, :]
+        whole = classes // step * step
         for start in range(0, whole, step):
             _spread(line, bias, start + column, None, target, high, inverse, rest, factor, scale, softcap,
                     capped, scaled)  # fmt: skip

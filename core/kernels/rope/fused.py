@@ -4,7 +4,6 @@
 # ruff: noqa: ANN001, ANN202, N803
 
 import functools
-from typing import NamedTuple
 
 import torch
 import triton
@@ -12,20 +11,8 @@ import triton.language as tl
 
 from core.kernels.rope.reference import Heads
 
-
-class Cut(NamedTuple):
-    """How the backward kernel cuts its work."""
-
-    numbers: int
-    """In one program."""
-    warps: int
-    is_apart: bool
-    """Whether a program has only queries, only keys or only values."""
-
-
-BACKWARD_CANDIDATES = Cut(2048, 4, False), Cut(2048, 4, True), Cut(4096, 4, True)
-"""`python -m tests.bench.h200.kernels OUT --only rotations --sweep` times them all."""
-BACKWARD = BACKWARD_CANDIDATES[0]
+NUMBERS, WARPS = 2048, 4
+"""Of a program."""
 
 
 def rope(
@@ -51,7 +38,7 @@ def rope(
     _rope_forward[(-(-n * (heads.query + heads.key) // rows),)](
         qkv, out, cos, sin, positions, q_weight, k_weight,
         qkv.stride(0), out.stride(0), cos.stride(0), sin.stride(0), n, eps, offset,
-        QUERY=heads.query, KEY=heads.key, HALF=heads.width // 2, ROWS=rows, BLOCK=block, num_warps=4,
+        QUERY=heads.query, KEY=heads.key, HALF=heads.width // 2, ROWS=rows, BLOCK=block, num_warps=WARPS,
     )  # fmt: skip
     return out
 
@@ -78,15 +65,13 @@ def rope_backward(
     if out is None:
         columns = (heads.query + 2 * heads.key) * heads.width
         out = torch.empty((n, columns), dtype=dq.dtype, device=dq.device)
-    cut = BACKWARD
-    rows, block = _tile(heads.width, cut.numbers)
-    kernel = _rope_backward if cut.is_apart else _rope_backward_mixed
-    counts = (heads.query, heads.key, heads.key) if cut.is_apart else (heads.query + 2 * heads.key,)
-    kernel[(sum(-(-n * count // rows) for count in counts),)](
+    rows, block = _tile(heads.width)
+    programs = -(-n * heads.query // rows) + 2 * -(-n * heads.key // rows)
+    _rope_backward[(programs,)](
         dq, dk, dv, out, cos, sin, positions, raw, q_weight, k_weight,
         *_strides(dq), *_strides(dk), *_strides(dv),
         out.stride(0), cos.stride(0), sin.stride(0), 0 if raw is None else raw.stride(0), n, length, eps, offset,
-        QUERY=heads.query, KEY=heads.key, HALF=heads.width // 2, ROWS=rows, BLOCK=block, num_warps=cut.warps,
+        QUERY=heads.query, KEY=heads.key, HALF=heads.width // 2, ROWS=rows, BLOCK=block, num_warps=WARPS,
     )  # fmt: skip
     return out
 
@@ -99,13 +84,13 @@ def _strides(x: torch.Tensor) -> tuple[int, int, int]:
 
 
 @functools.cache
-def _tile(width: int, numbers: int = 2048) -> tuple[int, int]:
-    """Return heads per program, about so many numbers in all, and the padded half width.
+def _tile(width: int) -> tuple[int, int]:
+    """Return heads per program, about ``NUMBERS`` numbers in all, and the padded half width.
 
     Programs count the heads of all tokens in one sequence: what one reads and writes lies together in memory.
     """
     block = max(8, triton.next_power_of_2(width // 2))
-    return max(1, numbers // (2 * block)), block
+    return max(1, NUMBERS // (2 * block)), block
 
 
 @triton.jit
@@ -169,60 +154,13 @@ def _rope_forward(
 
 
 @triton.jit(do_not_specialize=["n", "length"])
-def _rope_backward_mixed(
-    dq, dk, dv, out, cos, sin, positions, raw, q_weight, k_weight,
-    dq_batch, dq_head, dq_token, dk_batch, dk_head, dk_token, dv_batch, dv_head, dv_token,
-    out_stride, cos_stride, sin_stride, raw_stride, n, length, eps, offset,
-    QUERY: tl.constexpr, KEY: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    token = row // (QUERY + 2 * KEY)
-    head = row % (QUERY + 2 * KEY)
-    column = tl.arange(0, BLOCK)[None, :]
-    real = (token < n)[:, None] & (column < HALF)
-    is_query = head < QUERY
-    turns = (head < QUERY + KEY) & (token < n)
-    turned = turns[:, None] & (column < HALF)
-    upstream = tl.where(is_query, dq, tl.where(turns, dk, dv))
-    member = (head - tl.where(is_query, 0, tl.where(turns, QUERY, QUERY + KEY))).to(tl.int64)
-    upstream += member * tl.where(is_query, dq_head, tl.where(turns, dk_head, dv_head))
-    upstream += (token // length).to(tl.int64) * tl.where(
-        is_query, dq_batch, tl.where(turns, dk_batch, dv_batch)
-    )
-    upstream += (token % length).to(tl.int64) * tl.where(
-        is_query, dq_token, tl.where(turns, dk_token, dv_token)
-    )
-    first, second = _halves(upstream[:, None], column, real, HALF)
-    start = (head * (2 * HALF))[:, None]
-    line = token.to(tl.int64)[:, None]
-    if q_weight is not None:
-        first_raw, second_raw = _halves(raw + line * raw_stride + start, column, turned, HALF)
-        first_scale, second_scale = _scales(q_weight, k_weight, head, column, turned, offset, QUERY, HALF)
-    c, s = _angles(cos, sin, positions, token, column, turned, turns, cos_stride, sin_stride)
-    first_result = first * c + second * s
-    second_result = second * c - first * s
-    if q_weight is not None:
-        first_result *= first_scale
-        second_result *= second_scale
-        reciprocal = _reciprocal(first_raw, second_raw, eps, HALF)
-        first_raw *= reciprocal
-        second_raw *= reciprocal
-        mean = tl.sum(first_result * first_raw + second_result * second_raw, axis=1)[:, None] / (2 * HALF)
-        first_result = reciprocal * (first_result - first_raw * mean)
-        second_result = reciprocal * (second_result - second_raw * mean)
-    # The values were never rotated: their gradient passes through.
-    first_result = tl.where(turned, first_result, first)
-    second_result = tl.where(turned, second_result, second)
-    _store_halves(out + line * out_stride + start, column, first_result, second_result, real, HALF)
-
-
-@triton.jit(do_not_specialize=["n", "length"])
 def _rope_backward(
     dq, dk, dv, out, cos, sin, positions, raw, q_weight, k_weight,
     dq_batch, dq_head, dq_token, dk_batch, dk_head, dk_token, dv_batch, dv_head, dv_token,
     out_stride, cos_stride, sin_stride, raw_stride, n, length, eps, offset,
     QUERY: tl.constexpr, KEY: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    # A program has only queries, only keys or only values.
     program = tl.program_id(0)
     of_queries, of_keys = tl.cdiv(n * QUERY, ROWS), tl.cdiv(n * KEY, ROWS)
     if program < of_queries:

@@ -10,10 +10,12 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from core.kernels.attention import Documents
-from core.models.fused.layer import FinalNorm, Pass, Stream, decode
+from core.models.fused.layer import decode
+from core.models.fused.passes import Pass
 from core.models.fused.sites import Norm, Unsupported, norm_of, refuse_hooks
 from core.models.fused.state import MARK, FusedState, backbone_of, fused_state, obstacle
 from core.models.fused.store import Store
+from core.models.fused.stream import FinalNorm, Stream
 
 
 def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> FusedState | None:
@@ -123,6 +125,7 @@ def run(state: FusedState, asked: Asked, more: dict[str, Any]) -> BaseModelOutpu
     keeps = torch.is_grad_enabled()
     if keeps:
         this.policies = state.policies(sites, b * s, documents.longest if documents else s)
+        this.store.ahead = 1 if state.planned is not None and state.planned.is_uneven else 0
     others = Others(state, asked, hidden)
     for index, layer in enumerate(state.layers):
         if index in sites:

@@ -56,6 +56,8 @@ class Plan(NamedTuple):
     """Made again in one backward pass."""
     stall_ms: float
     """Copies that no computation hides."""
+    is_uneven: bool = False
+    """Some layers send more than their own forward pass hides."""
 
     @property
     def extra_ms(self) -> float:
@@ -195,9 +197,18 @@ def _levelled(
             policies[layer] = policies[layer]._replace(**{name: H})
             saved += getattr(recompute_costs(kinds[layer][0], tokens, longest, rates), name)
             sent += sizes[layer]
+    sends = [tokens * _sent(policy, shape) for policy, (shape, _, _) in zip(policies, kinds, strict=True)]
+    last = sends[-1] if kinds[-1][1] else 0
+    stall = max(0.0, 1e3 * (sum(sends) - last) / rates.host - sum(times)) + 2e3 * last / rates.host
     return made._replace(
-        policies=tuple(policies), host_bytes=made.host_bytes + sent, recompute_ms=made.recompute_ms - saved
-    )
+        policies=tuple(policies), host_bytes=made.host_bytes + sent, recompute_ms=made.recompute_ms - saved,
+        stall_ms=stall, is_uneven=sent > 0,
+    )  # fmt: skip
+
+
+def _sent(policy: Policy, shape: LayerShape) -> int:
+    """Count the bytes per token that a layer sends to main memory."""
+    return sum(size for size, where in zip(shape.item_bytes, policy, strict=True) if where is H)
 
 
 # What a micro-batch needs and takes

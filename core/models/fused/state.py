@@ -12,7 +12,7 @@ from torch import nn
 from core.kernels.attention import Chooser
 from core.kernels.lora_linear import Scratch
 from core.kernels.nf4 import Packed
-from core.models.fused.layer import Angles
+from core.models.fused.passes import Angles
 from core.models.fused.policy import (
     FULL,
     H200,

@@ -1,6 +1,6 @@
 """What the layers of one forward pass keep for the backward pass, on the GPU or in pinned main memory.
 
-Copies run on streams of their own beside the computation. A tensor on its way out is let go of two layers later; a
+Copies run on streams of their own beside the computation. A tensor on its way out is let go of one layer later, or two; a
 tensor on its way in is asked for one phase of a layer ahead.
 """
 
@@ -15,8 +15,6 @@ from torch import Tensor
 
 from core.models.fused.policy import Place
 
-AHEAD = 1
-"""Layers whose copies out may still run while the one after the next is computed: some layers send more than others."""
 Key = tuple[int, str]
 """Layer and name of a tensor."""
 
@@ -115,6 +113,8 @@ class Store:
         """
         self.device, self.host = device, host
         self.is_gpu = device.type == "cuda"
+        self.ahead = 0
+        """Layers whose copies out may still run while the one after the next is computed."""
         self.here: dict[Key, Tensor] = {}
         self.states: dict[int, tuple[Any, ...]] = {}
         """What attention's kernel needs besides its tensors, by layer; small."""
@@ -137,7 +137,7 @@ class Store:
                 leaving += self._send(layer, name, tensor)
         if leaving:
             self.leaving.append((layer, self.outward.record_event(), leaving))
-        while self.leaving and self.leaving[0][0] < layer - AHEAD:
+        while self.leaving and self.leaving[0][0] < layer - self.ahead:
             _, event, _ = self.leaving.popleft()
             torch.cuda.current_stream(self.device).wait_event(event)
 

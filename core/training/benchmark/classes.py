@@ -34,7 +34,7 @@ NAMED = (
     (re.compile(r"cross_entropy|_losses|nll_loss|log_softmax|liger_ce", re.IGNORECASE), "loss"),
     (re.compile(r"optimizer|adam|blockwise", re.IGNORECASE), "optimizer"),
     (re.compile(r"^_spread\b"), "adapters written beside weights"),
-    (re.compile(r"^_(plus_low_rank|both_gradients|summed)\b"), "thin products"),
+    (re.compile(r"^_plus_low_rank\b"), "thin products"),
 )
 DIRECTED = (
     (re.compile(r"rms_?norm|layernorm", re.IGNORECASE), "norm"),

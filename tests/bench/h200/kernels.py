@@ -29,7 +29,6 @@ from core.kernels.linear_cross_entropy import reference as cross_plain
 from core.kernels.nf4 import fused as nf4_fused
 from core.kernels.nf4 import reference as nf4_plain
 from core.kernels.rms_norm import reference as rms_plain
-from core.kernels.rope import fused as rope_fused
 from core.kernels.rope import reference as rope_plain
 from tests.bench.h200 import adapters
 from tests.bench.h200.beyond import checks, packed, peer
@@ -222,11 +221,6 @@ def shares(n: int, width: int, rank: int) -> Iterator[Case]:
     return (Case(*row) for row in adapters.shares(n, width, rank))
 
 
-def pairs(n: int, width: int, rank: int) -> Iterator[Case]:
-    """Give both small products that read an output's gradient."""
-    return (Case(*row) for row in adapters.pairs(n, width, rank))
-
-
 PARTS: dict[str, tuple[Callable[..., Iterator[Case]], list[tuple[Any, ...]]]] = {
     "norms": (norms, [(4096, 0.0), (2048, 0.0), (2560, 0.0), (1152, 1.0)]),
     "rotations": (
@@ -248,7 +242,6 @@ PARTS: dict[str, tuple[Callable[..., Iterator[Case]], list[tuple[Any, ...]]]] = 
     ),
     "losses": (losses, [(128_256, 4096), (151_936, 2560), (262_144, 4096), (262_144, 1152)]),
     "shares": (shares, [(4096, 64), (2560, 64), (2048, 64)]),
-    "pairs": (pairs, [(28_672, 32), (16_384, 32), (6144, 48), (4096, 16)]),
 }
 """What is measured: shapes of Llama-3.1-8B, Llama-3.2-1B, Qwen3-4B and Gemma-3-1B, the largest first."""
 
@@ -288,18 +281,6 @@ def measured(case: Case, repeats: int) -> dict[str, Any]:
     return row
 
 
-def swept_rotations(repeats: int) -> Iterator[dict[str, Any]]:
-    """Time the ways to cut the backward rotation, at few and at many tokens."""
-    before, shapes = rope_fused.BACKWARD, PARTS["rotations"][1]
-    for n, shape in itertools.product((2048, 16_384), shapes):
-        _, backward = rotations(n, *shape)
-        for cut in rope_fused.BACKWARD_CANDIDATES:
-            rope_fused.BACKWARD = cut
-            name = f"{backward.name} {n}: {cut.numbers}/{cut.warps}{' apart' if cut.is_apart else ''}"
-            yield measured(backward._replace(name=name), repeats)
-    rope_fused.BACKWARD = before
-
-
 def swept_weights(repeats: int) -> Iterator[dict[str, Any]]:
     """Time other tile sizes of the expansion of weights."""
     weight, before = packed(28_672, 4096), (nf4_fused.WORDS, nf4_fused.WARPS)
@@ -326,7 +307,7 @@ def swept_losses(repeats: int) -> Iterator[dict[str, Any]]:
     cross_fused.lanes_and_warps = original
 
 
-SWEEPS = {"rotations": swept_rotations, "weights": swept_weights, "losses": swept_losses}
+SWEEPS = {"weights": swept_weights, "losses": swept_losses}
 """Other tile sizes of the kernels whose best nobody can compute."""
 
 
@@ -362,7 +343,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="an eighth of the tokens, short timings")
     parser.add_argument("--sweep", action="store_true", help="other tile sizes too")
     parser.add_argument(
-        "--only", default="", help="comma-separated: norms,rotations,units,weights,losses,shares,pairs,checks"
+        "--only", default="", help="comma-separated: norms,rotations,units,weights,losses,shares,checks"
     )
     arguments = parser.parse_args()
     n, repeats = (2048, 20) if arguments.quick else (16_384, 100)

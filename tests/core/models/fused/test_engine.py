@@ -14,7 +14,6 @@ from core.data.chat import IGNORE_INDEX, Encoded
 from core.models.adapters import adapter_parity, attach
 from core.models.config import LoraConfig, ModelConfig
 from core.models.frameworks import FrameworkNotice
-from core.models.fused import layer as layers
 from core.models.fused.state import FusedNotice, fused_state
 from core.models.loading import load_model
 from core.models.scratch import save_model
@@ -22,7 +21,7 @@ from core.sinks import ListSink
 from core.training.config import TrainingConfig
 from core.training.rows import SftInputs
 from core.training.sft import Tuned, finetune, save_adapter
-from tests.core.models.fused.tiny import base, error, learn, stir
+from tests.core.models.fused.tiny import base, error, learn, run_out, stir
 
 LORA = LoraConfig(r=4)
 FAST = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "optim": "adamw_torch", "save_steps": 9,
@@ -242,18 +241,10 @@ def test_a_run_survives_memory_that_runs_out_once_with_the_same_result(
     base_folder: Path, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ):
     expected, _ = run(attached(base_folder, "fused"), tmp_path / "a")
-    real, left = getattr(layers, where), [7]
-
-    def once(*args, **kwargs):
-        left[0] -= 1
-        if left[0] == 0:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return real(*args, **kwargs)
-
     model = attached(base_folder, "fused")
-    monkeypatch.setattr(layers, where, once)
+    spent = run_out(monkeypatch, where, 7)
     found, tuned = run(model, tmp_path / "b")
-    assert left[0] < 0
+    assert spent.left < 0
     assert (tuned.progress.shrinks, tuned.micro_batch, tuned.accumulation) == (1, 1, 4)
     assert all(torch.allclose(found[name], expected[name], atol=1e-4) for name in found)
 

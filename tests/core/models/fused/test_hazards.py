@@ -1,24 +1,19 @@
 """What went wrong elsewhere and must not here: accumulation, packing, labels, silent zeros, extremes, a spent memory."""
 
 import math
-import sys
 import warnings
 from collections.abc import Sequence
 
 import pytest
 import torch
 from peft import PeftModel
-from torch import Tensor
 
 from core.data.batches import Batch, collate, collate_packed
 from core.data.chat import IGNORE_INDEX, Encoded
-from core.kernels.attention import fused as attention
-from core.models.fused import layer as layers
 from core.models.fused.state import FusedNotice
 from core.training.head import Head
 from core.training.language import LanguageStep, NextToken, autocast, mean_loss, trained_tokens
 from core.training.memory import is_out_of_memory, until_it_fits
-from tests.core.kernels.interpreter import round_as_hardware_does
 from tests.core.models.fused.tiny import (
     KINDS,
     POLICIES,
@@ -28,10 +23,9 @@ from tests.core.models.fused.tiny import (
     error,
     gradients,
     hidden,
-    ids,
     keep,
-    learn,
     pair,
+    run_out,
 )
 
 CPU = torch.device("cpu")
@@ -44,15 +38,6 @@ def _all_is_fused():
     with warnings.catch_warnings():
         warnings.simplefilter("error", FusedNotice)
         yield
-
-
-@pytest.fixture
-def triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the Triton kernels, in their interpreter if there is no GPU."""
-    round_as_hardware_does(monkeypatch)
-    for name, module in list(sys.modules.items()):
-        if name.startswith("core.kernels.") and hasattr(module, "runs_fused"):
-            monkeypatch.setattr(module, "runs_fused", lambda device: True)
 
 
 def documents(lengths: Sequence[int] = LENGTHS, seed: int = 0) -> list[Encoded]:
@@ -314,19 +299,6 @@ def test_an_adapter_on_the_head_learns():
 # Memory
 
 
-class Spent:
-    """Memory that runs out once, in the middle of a step."""
-
-    def __init__(self, real, after: int) -> None:
-        self.real, self.left = real, after
-
-    def __call__(self, *args, **kwargs):
-        self.left -= 1
-        if self.left == 0:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return self.real(*args, **kwargs)
-
-
 @pytest.mark.parametrize("where", ["glu_backward", "rms_norm", "rope_backward", "attend", "glu"])
 @pytest.mark.parametrize("after", [1, 5])
 def test_memory_that_runs_out_in_a_step_leaves_the_step_as_it_would_have_been(
@@ -338,9 +310,9 @@ def test_memory_that_runs_out_in_a_step_leaves_the_step_as_it_would_have_been(
     batches = [collate(documents(), 0), collate(documents(seed=1), 0)]
     loss, expected = step(model.ours, batches)
     pinned = model.state.host_bytes
-    monkeypatch.setattr(layers, where, Spent(getattr(layers, where), after))
+    spent = run_out(monkeypatch, where, after)
     found = until_it_fits(lambda: step(model.ours, batches), model.ours.zero_grad)
-    assert found[0] == loss
+    assert spent.left < 0 and found[0] == loss
     assert error(found[1], expected) == 0
     assert all(store() is None for store in ashore.made)
     assert model.state.host_bytes == pinned
@@ -349,76 +321,3 @@ def test_memory_that_runs_out_in_a_step_leaves_the_step_as_it_would_have_been(
 def test_memory_that_ran_out_is_known_as_such_and_another_failure_is_not():
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
     assert not is_out_of_memory(RuntimeError("backward through the graph a second time"))
-
-
-# The kernels as they run on a GPU
-
-
-@pytest.mark.parametrize("name", ["llama3", "qwen2", "qwen3", "gemma3"])
-def test_triton_gives_the_gradients_of_the_plain_definitions(name: str, triton: None):
-    model = pair(name, torch.float32)
-    keep(model.state, POLICIES["attention"])
-    tokens = ids(2, 9)
-    loss, found = learn(model.ours, tokens)
-    expected_loss, expected = learn(model.theirs, tokens)
-    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
-    assert error(found, expected) < 2e-4
-
-
-@pytest.mark.parametrize("label", ["full", "least"])
-def test_triton_keeps_documents_apart_and_loses_no_gradient(label: str, triton: None):
-    model, docs = pair("mistral", torch.float32), documents((5, 1, 6))
-    keep(model.state, POLICIES[label])
-    loss, found = step(model.ours, [collate_packed([docs], 0)])
-    expected_loss, expected = step(model.theirs, [collate([doc], 0) for doc in docs])
-    assert loss == pytest.approx(expected_loss, rel=1e-5)
-    assert all(float(one.norm()) > 0 for one in found.values())
-    assert error(found, expected) < 2e-4
-
-
-def test_triton_stands_a_graph_that_is_walked_twice(triton: None):
-    model, tokens = pair("gemma3", torch.float32), ids(1, 7)
-    loss = model.ours(input_ids=tokens, labels=tokens, use_cache=False).loss
-    loss.backward(retain_graph=True)
-    once = gradients(model.ours)
-    model.ours.zero_grad()
-    loss.backward()
-    assert error(gradients(model.ours), once) < 1e-5
-
-
-@pytest.mark.parametrize("rank", [1, 20, 70])
-def test_triton_takes_any_rank(rank: int, triton: None):
-    model, tokens = pair("qwen2", torch.float32, r=rank), ids(1, 9)
-    assert error(learn(model.ours, tokens)[1], learn(model.theirs, tokens)[1]) < 2e-4
-
-
-def test_triton_in_bfloat16_errs_no_more_than_transformers(triton: None):
-    model, exact = pair("llama3", torch.bfloat16), pair("llama3").theirs
-    exact.load_state_dict({key: value.double() for key, value in model.theirs.state_dict().items()})
-    tokens = ids(2, 9)
-    true = whole(learn(exact, tokens)[1])
-    found, plain = (whole(learn(each, tokens)[1]) for each in (model.ours, model.theirs))
-    assert float((found - true).norm()) <= 1.5 * float((plain - true).norm())
-
-
-def whole(found: Gradients) -> Tensor:
-    return torch.cat([one.double().flatten() for one in found.values()])
-
-
-def test_the_gpu_path_is_the_one_that_these_tests_run(triton: None, monkeypatch: pytest.MonkeyPatch):
-    from core.kernels.glu import fused as glu
-    from core.kernels.lora_linear import fused as lora
-    from core.kernels.rms_norm import fused as norm
-    from core.kernels.rope import fused as rope
-
-    model, tokens = pair("qwen3", torch.float32), ids(1, 5)
-    with (
-        counted(monkeypatch, glu, "glu_backward") as gates,
-        counted(monkeypatch, norm, "rms_norm_backward") as norms,
-        counted(monkeypatch, rope, "rope_backward") as turns,
-        counted(monkeypatch, lora, "spread") as spreads,
-        counted(monkeypatch, attention.Plain, "backward") as seen,
-    ):
-        learn(model.ours, tokens)
-    assert (len(gates), len(turns), len(seen), len(norms)) == (3, 3, 3, 2 * 3)
-    assert len(spreads) >= 4 * 3

@@ -10,6 +10,7 @@ from core.kernels.attention import fused as attention
 from core.kernels.lora_linear import Group
 from core.models.fused.policy import Place, Policy
 from core.models.fused.state import FusedNotice
+from tests.core.models.fused.streams import Ashore
 from tests.core.models.fused.tiny import (
     FAMILIES,
     KINDS,
@@ -247,3 +248,16 @@ def test_gradients_come_in_the_dtype_of_the_adapter(lora: torch.dtype):
     assert {one.dtype for one in found.values()} == {lora}
     exact = learn(pair_of_same_weights("llama", model))[1]
     assert whole(found, exact) < 0.05
+
+
+@pytest.mark.parametrize(("label", "kept"), [("full", {0, 1, 2}), ("least", set()), ("gates", set())])
+def test_what_attention_left_behind_is_kept_with_its_result_alone(
+    label: str, kept: set[int], ashore: type[Ashore]
+):
+    model, tokens = pair("llama"), ids()
+    keep(model.state, POLICIES[label])
+    model.state.host.lock = lambda buffer: True
+    loss = model.ours(input_ids=tokens, labels=tokens, use_cache=False).loss
+    (store,) = (each() for each in ashore.made)
+    assert set(store.states) == kept
+    assert loss.requires_grad

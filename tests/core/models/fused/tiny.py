@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from core.models.fused import backward, layer, recalled, stream, sublayers
 from core.models.fused.backbone import fuse
 from core.models.fused.policy import FULL, LEAST, Place, Policy
 from core.models.fused.state import FusedState
@@ -185,3 +186,25 @@ def counted(patch: Any, owner: Any, name: str) -> Iterator[list[tuple[Any, ...]]
     with patch.context() as inner:
         inner.setattr(owner, name, noting)
         yield calls
+
+
+class Spent:
+    """Memory that runs out once, in the middle of a step."""
+
+    def __init__(self, real: Any, after: int) -> None:
+        self.real, self.left = real, after
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return self.real(*args, **kwargs)
+
+
+def run_out(patch: Any, name: str, after: int) -> Spent:
+    """Let memory run out at one call of an operator, wherever the layers call it."""
+    places = [each for each in (backward, layer, recalled, stream, sublayers) if hasattr(each, name)]
+    spent = Spent(getattr(places[0], name), after)
+    for place in places:
+        patch.setattr(place, name, spent)
+    return spent

@@ -1,0 +1,150 @@
+"""A layer's backward pass: through the MLP, then through attention.
+
+Gradients are written over what has just been read: of gu over gu, of the MLP's hidden values over theirs. Nothing is
+written to x, so a graph that is kept can be walked again: what is gone by then is computed again from x.
+"""
+
+from torch import Tensor
+
+from core.kernels.glu import glu, glu_backward
+from core.kernels.rms_norm import rms_norm, rms_norm_backward
+from core.kernels.rope import rope_backward
+from core.models.fused.passes import Pass
+from core.models.fused.recalled import Recalled
+from core.models.fused.sites import Norm
+from core.models.fused.sublayers import flat, normed
+
+
+def backward(
+    run: Pass, index: int, x: Tensor | None, dy: Tensor, needs_x: bool
+) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    """Compute the gradients of a layer's input and adapters.
+
+    Args:
+        run: The pass.
+        index: The layer.
+        x: Its input [t, e], unless that waits in main memory.
+        dy: [t, e].
+        needs_x: Whether the input's gradient is wanted.
+    """
+    recalled = Recalled(run, index, x)
+    d_residual, of_mlp = mlp_backward(run, recalled, dy)
+    run.store.ask(index - 1, ["residual", "mlp_out"])
+    dx, of_attention = attention_backward(run, recalled, d_residual, needs_x)
+    return dx, (*of_attention, *of_mlp)
+
+
+def mlp_backward(run: Pass, recalled: Recalled, dy: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Walk back through the MLP.
+
+    Returns:
+        The gradient of the sum after attention, [t, e] in the first columns of a gradient of o, and those of the
+        adapters of gate_up and down.
+    """
+    site, index, tokens = recalled.site, recalled.index, dy.shape[0]
+    up, down, f, e = site.gate_up, site.down, site.inner, site.hidden
+    residual = recalled.residual()
+    matrix = up.fill(run.scratch)
+    wide, rstd = normed(site.before_mlp, residual, up)
+    gate_up = run.store.take(index, "gate_up")
+    recall_low(run, index, "low_up", wide[:, e:])
+    if gate_up is None:
+        gate_up = up.gradients(tokens)
+        up.product(matrix, wide, gate_up[:, : 2 * f])
+    back = down.fill(run.scratch)
+    d_out = run.handed_to(index, dy)
+    if d_out is None:
+        d_out = down.gradients(tokens)
+        sublayer_gradient(run, recalled, site.after_mlp, "mlp_out", dy, d_out[:, :e])
+    down.widen_gradient(back, d_out)
+    dh = down.input_gradient(back, d_out)
+    h, _ = glu_backward(dh, gate_up[:, : 2 * f], site.activation, h_out=dh, out=gate_up[:, : 2 * f])
+    low = run.store.look(index, "low_down")
+    of_down = down.adapter_gradients(d_out, h, low if low is not None else d_out)
+    del dh, h, d_out
+    up.widen_gradient(matrix, gate_up)
+    of_up = up.adapter_gradients(gate_up, wide, wide[:, e:])
+    norm = site.before_mlp
+    d_residual = site.o.gradients(tokens) if site.after_attention is None else dy.new_empty(tokens, e)
+    dx = up.input_gradient(matrix, gate_up, out=d_residual[:, :e])
+    rms_norm_backward(dx, residual, norm.weight, rstd, offset=norm.offset, add=dy, out=d_residual[:, :e])
+    return d_residual, (*of_up, *of_down)
+
+
+def sublayer_gradient(
+    run: Pass, recalled: Recalled, norm: Norm | None, name: str, dy: Tensor, out: Tensor
+) -> None:
+    """Write the gradient of what a sublayer returned into ``out`` [t, e]: through its norm, if it has one."""
+    if norm is None:
+        out.copy_(dy)
+        return
+    returned = recalled.sublayer_out(name)
+    if returned is None:
+        returned = again(run, recalled, name)
+    _, rstd = rms_norm(returned, norm.weight, norm.eps, offset=norm.offset, out=out)
+    rms_norm_backward(dy, returned, norm.weight, rstd, offset=norm.offset, out=out)
+
+
+def again(run: Pass, recalled: Recalled, name: str) -> Tensor:
+    """Compute what a sublayer returned once more: after attention by policy, after the MLP on a second walk only."""
+    site = recalled.site
+    if name == "attention_out":
+        _, done = recalled.attention()
+        matrix = site.o.fill(run.scratch)
+        return site.o.added_to(matrix, flat(done), None)[0]
+    matrix = site.gate_up.fill(run.scratch)
+    wide, _ = normed(site.before_mlp, recalled.residual(), site.gate_up)
+    gate_up = site.gate_up.forward(matrix, wide)
+    return site.down.added_to(site.down.fill(run.scratch), glu(gate_up, site.activation), None)[0]
+
+
+def attention_backward(
+    run: Pass, recalled: Recalled, d_residual: Tensor, needs_x: bool
+) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    """Walk back through attention; see ``backward``."""
+    site, e = recalled.site, recalled.site.hidden
+    parts, done = recalled.attention()
+    d_added = d_residual
+    if site.after_attention is not None:
+        d_added = site.o.gradients(d_residual.shape[0])
+        sublayer_gradient(run, recalled, site.after_attention, "attention_out", d_residual, d_added[:, :e])
+    matrix = site.o.fill(run.scratch)
+    site.o.widen_gradient(matrix, d_added)
+    o = flat(done)
+    d_o = site.o.input_gradient(matrix, d_added)
+    low = run.store.look(recalled.index, "low_o")
+    of_o = site.o.adapter_gradients(d_added, o, low if low is not None else d_added)
+    _, q, k, v = parts
+    kernel = run.chooser.choose(q, k, v, site.scale, site.window, run.documents)
+    heads, (b, s) = site.heads, run.shape
+    d_o = d_o.view(b, s, heads.query, heads.width).transpose(1, 2)
+    dq, dk, dv = kernel.backward(d_o, q, k, v, done, site.scale, site.window, run.documents)
+    d_qkv = site.qkv.gradients(d_residual.shape[0])
+    cos, sin = run.angles[site.rope]
+    head_norms = site.head_norms
+    rope_backward(
+        dq, dk, dv, cos, sin, run.positions, heads,
+        raw=parts.qkv if head_norms else None, q_weight=head_norms[0].weight if head_norms else None,
+        k_weight=head_norms[1].weight if head_norms else None, eps=head_norms[0].eps if head_norms else 0.0,
+        offset=head_norms[0].offset if head_norms else 0.0, out=d_qkv[:, : site.qkv.n],
+    )  # fmt: skip
+    del dq, dk, dv, d_o, parts, done, o
+    recalled.parts = recalled.done = None
+    matrix = site.qkv.fill(run.scratch)
+    x, norm = recalled.x(), site.before_attention
+    wide, rstd = normed(norm, x, site.qkv)
+    recall_low(run, recalled.index, "low_qkv", wide[:, e:])
+    site.qkv.widen_gradient(matrix, d_qkv)
+    of_qkv = site.qkv.adapter_gradients(d_qkv, wide, wide[:, e:])
+    if not needs_x:
+        return None, (*of_qkv, *of_o)
+    dx = site.qkv.input_gradient(matrix, d_qkv, out=run.hand_on(recalled.index - 1, d_residual))
+    rms_norm_backward(dx, x, norm.weight, rstd, offset=norm.offset, add=d_residual[:, :e], out=dx)
+    return dx, (*of_qkv, *of_o)
+
+
+def recall_low(run: Pass, index: int, name: str, out: Tensor) -> None:
+    """Write the adapters' kept inner values where products read them: [t, R]."""
+    low = run.store.look(index, name)
+    if low is not None:
+        out.copy_(low)

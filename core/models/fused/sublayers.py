@@ -1,0 +1,130 @@
+"""The steps of a layer's forward pass, which its backward pass takes again where nothing was kept."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from core.kernels.attention import Attended
+from core.kernels.glu import glu
+from core.kernels.lora_linear import Group
+from core.kernels.rms_norm import rms_norm
+from core.kernels.rope import rope
+from core.models.fused.passes import Pass
+from core.models.fused.sites import Norm, Site
+
+
+class Parts(NamedTuple):
+    """Queries, keys and values, ready for attention."""
+
+    qkv: Tensor
+    """[t, (h + 2g) d] as it is kept: turned already, but raw where heads are normalised."""
+    q: Tensor
+    """[b, h, s, d]."""
+    k: Tensor
+    v: Tensor
+
+
+def normed(norm: Norm, x: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+    """Normalise x [t, e] into a group's input [t, e + R]; return it and the reciprocal roots [t]."""
+    wide = group.inputs(x.shape[0])
+    _, rstd = rms_norm(x, norm.weight, norm.eps, offset=norm.offset, out=wide[:, : x.shape[1]])
+    return wide, rstd
+
+
+def normed_after(norm: Norm | None, added: Tensor) -> Tensor:
+    """Normalise what a sublayer of a sandwich adds [t, e]; leave another's as it is."""
+    if norm is None:
+        return added
+    return rms_norm(added, norm.weight, norm.eps, offset=norm.offset)[0]
+
+
+def project(run: Pass, site: Site, x: Tensor, wide: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Compute queries, keys and values side by side, and the adapters' inner values [t, R].
+
+    Args:
+        run: The pass.
+        site: The layer.
+        x: [t, e].
+        wide: x normalised, if that was done before.
+    """
+    matrix = site.qkv.fill(run.scratch)
+    if wide is None:
+        wide, _ = normed(site.before_attention, x, site.qkv)
+    qkv = site.qkv.forward(matrix, wide)
+    return qkv, wide[:, site.hidden :].contiguous() if site.qkv.spare else None
+
+
+def split(run: Pass, site: Site, qkv: Tensor, *, is_turned: bool = False) -> Parts:
+    """Turn queries and keys, and view all three as attention wants them.
+
+    Args:
+        run: The pass.
+        site: The layer.
+        qkv: [t, (h + 2g) d]; turned in place unless heads are normalised.
+        is_turned: It was kept after it was turned.
+    """
+    heads, (b, s) = site.heads, run.shape
+    turned = (heads.query + heads.key) * heads.width
+    cos, sin = run.angles[site.rope]
+    if site.head_norms:
+        q_norm, k_norm = site.head_norms
+        both = qkv.new_empty(qkv.shape[0], turned)
+        rope(qkv, cos, sin, run.positions, heads, q_weight=q_norm.weight, k_weight=k_norm.weight, eps=q_norm.eps,
+             offset=q_norm.offset, out=both)  # fmt: skip
+    else:
+        both = qkv[:, :turned]
+        if not is_turned:
+            rope(qkv, cos, sin, run.positions, heads)
+    q, k = both.unflatten(0, (b, s)).unflatten(-1, (-1, heads.width)).split([heads.query, heads.key], dim=2)
+    v = qkv[:, turned:].unflatten(0, (b, s)).unflatten(-1, (-1, heads.width))
+    return Parts(qkv, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+
+
+def attend(run: Pass, site: Site, parts: Parts) -> Attended:
+    """Compute attention by the fastest kernel."""
+    _, q, k, v = parts
+    kernel = run.chooser.choose(q, k, v, site.scale, site.window, run.documents)
+    return kernel.forward(q, k, v, site.scale, site.window, run.documents)
+
+
+def flat(done: Attended) -> Tensor:
+    """View what attention returned as [t, h d]."""
+    return done.out.transpose(1, 2).flatten(0, 1).flatten(1)
+
+
+def close(
+    run: Pass, group: Group, norm: Norm | None, x: Tensor, residual: Tensor
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Project what a sublayer computed back to the model's width and add it to the residual.
+
+    Args:
+        run: The pass.
+        group: o or down.
+        norm: Of a sandwich: what is added is normalised first.
+        x: [t, k].
+        residual: [t, e].
+
+    Returns:
+        The adapters' inner values [t, R], the sum [t, e], and in a sandwich what was normalised.
+    """
+    matrix = group.fill(run.scratch)
+    if norm is None:
+        found, low = group.added_to(matrix, x, residual)
+        return low, found, None
+    added, low = group.added_to(matrix, x, None)
+    found, _ = rms_norm(added, norm.weight, norm.eps, offset=norm.offset, residual=residual)
+    return low, found, added
+
+
+def hidden_values(site: Site, gate_up: Tensor, *, over: bool) -> Tensor:
+    """Compute the MLP's hidden values, with room for the extra columns of the down projection's input: [t, f + R].
+
+    Args:
+        site: The layer.
+        gate_up: [t, 2f + R].
+        over: Nobody needs the gate any more: its place is taken, and the extra columns lie where up began.
+    """
+    f, width = site.inner, site.inner + site.down.spare
+    h = gate_up[:, :width] if over and width <= gate_up.shape[1] else site.down.inputs(gate_up.shape[0])
+    glu(gate_up[:, : 2 * f], site.activation, out=h[:, :f])
+    return h
