@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.training.benchmark.case import Case, System
-from core.training.benchmark.reports import Measured
+from core.training.benchmark.reports import Measured, bar_of
 from flows.bench.children import Children
 from flows.bench.options import Asked, Options, for_cpu, understood
 from flows.bench.peers import obstacles
@@ -91,7 +91,9 @@ class Comparer:
         for number in range(self.options.rounds):
             for system in runnable if number % 2 == 0 else reversed(runnable):
                 found[system].append(self._measure(case, system, model, number))
-        lines = [self._line(system, found.get(system, []), problem) for system in self.options.systems]
+        stock = [each.parity for each in found.get("hf", []) if each.parity]
+        bar = bar_of(min(stock, key=lambda each: each.worst_cosine, default=None))
+        lines = [self._line(system, found.get(system, []), problem, bar) for system in self.options.systems]
         return Comparison(model=model, case=case, lines=tuple(lines)).checked()
 
     def _with_reference(self, case: Case, model: str) -> tuple[Case, str | None]:
@@ -110,10 +112,10 @@ class Comparer:
         self.tell("measured", model=model, system=system, result=measured)
         return measured
 
-    def _line(self, system: System, rounds: list[Measured], problem: str | None) -> Line:
+    def _line(self, system: System, rounds: list[Measured], problem: str | None, bar: float) -> Line:
         if system in self.missing:
             return Line(system=system, problem=f"skipped: {self.missing[system]}")
-        line = line_of(system, rounds)
+        line = line_of(system, rounds, bar)
         if problem and not rounds[0].error:
             return Line(
                 system=system, problem=f"refused: there is no reference: {problem}", measured=line.measured

@@ -54,6 +54,7 @@ def markdown(found: Sequence[Comparison], notes: Sequence[str] = ()) -> str:
             grid(HEAD, [cells(comparison, line) for line in comparison.lines]),
         ]
         parts += [f"- {line.system}: {line.problem}" for line in comparison.lines if line.problem]
+        parts += [f"- {line.system}: {line.remark}" for line in comparison.lines if line.remark]
         parts += [
             f"- {line.system}: {note}"
             for line in comparison.lines

@@ -5,7 +5,15 @@ from collections.abc import Sequence
 
 from core.config import Frozen
 from core.training.benchmark.case import Case
-from core.training.benchmark.reports import LOSS_TOLERANCE, Measured, Memory, Parity, Speed, refusal
+from core.training.benchmark.reports import (
+    LEAST_COSINE,
+    LOSS_TOLERANCE,
+    Measured,
+    Memory,
+    Parity,
+    Speed,
+    refusal,
+)
 
 
 class Line(Frozen):
@@ -24,6 +32,8 @@ class Line(Frozen):
     rounds_ms: tuple[float, ...] = ()
     """Median of each round."""
     measured: Measured | None = None
+    remark: str | None = None
+    """What its parity rests on, where that is not the plain rule."""
 
 
 class Comparison(Frozen):
@@ -53,12 +63,18 @@ class Comparison(Frozen):
         return line.ms / ours if ours and line.ms and line is not self.lines[0] else None
 
 
-def line_of(system: str, rounds: Sequence[Measured]) -> Line:
-    """Put the rounds of one system together; no speed unless every round computed what the reference does."""
+def line_of(system: str, rounds: Sequence[Measured], bar: float = LEAST_COSINE) -> Line:
+    """Put the rounds of one system together; no speed unless every round computed what the reference does.
+
+    Args:
+        system: Its name.
+        rounds: What its processes found.
+        bar: The cosine that its gradients must reach.
+    """
     failed = next((each for each in rounds if each.error), None)
     if failed is not None:
         return Line(system=system, problem=f"failed: {failed.error}", measured=failed)
-    refused = next((why for each in rounds if (why := refusal(each))), None)
+    refused = next((why for each in rounds if (why := refusal(each, bar))), None)
     whole = merged(rounds)
     if refused is not None or whole.speed is None:
         return Line(system=system, problem=f"refused: {refused}", measured=whole)
@@ -73,6 +89,18 @@ def line_of(system: str, rounds: Sequence[Measured]) -> Line:
         labelled_per_second=whole.speed.labelled / middle * 1e3,
         rounds_ms=tuple(statistics.median(each.speed.step_ms) for each in rounds if each.speed),
         measured=whole,
+        remark=remark_on(whole, bar),
+    )
+
+
+def remark_on(measured: Measured, bar: float) -> str | None:
+    """Say so where a system passed by being as near to float32 as hf, and not by the plain rule."""
+    parity = measured.parity
+    if parity is None or parity.worst_cosine >= LEAST_COSINE:
+        return None
+    return (
+        f"its worst gradient cosine is {parity.worst_cosine:.5f}, below {LEAST_COSINE:g}; shown because hf, rounding to "
+        f"the same 16 bits, comes to {bar:.5f} on this base"
     )
 
 

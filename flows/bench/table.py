@@ -46,6 +46,8 @@ class Screen:
                     self.console.print(
                         f"{line.system}: {line.problem}", style="red", markup=False, soft_wrap=True
                     )
+                if line.remark:
+                    self.console.print(f"{line.system}: {line.remark}", markup=False, soft_wrap=True)
                 for note in line.measured.notes if line.measured else ():
                     self.console.print(f"{line.system}: {note}", markup=False, soft_wrap=True)
                 if line.measured and line.measured.profile:

@@ -17,7 +17,7 @@ from core.training.benchmark.measuring import Run
 from core.training.benchmark.one import against_reference, measure_one
 from core.training.benchmark.parity import compare, cosine, save_reference
 from core.training.benchmark.reference import exact_base, make_reference
-from core.training.benchmark.reports import Measured, Parity, refusal
+from core.training.benchmark.reports import Measured, Parity, bar_of, refusal
 from core.training.benchmark.rows import documents_of, draw, optimizer_step, parity_batch, split
 from core.training.benchmark.systems import patch_with_liger, prepare, unsloth_arguments
 
@@ -148,6 +148,19 @@ def test_what_speed_may_be_shown(loss: float | None, cosine_: float, word: str |
     parity = Parity(loss=loss, reference_loss=2.0, worst_cosine=cosine_, worst_tensor="t", tensors=1)
     why = refusal(Measured(system="x", parity=parity))
     assert why is None if word is None else word in str(why)
+
+
+@pytest.mark.parametrize(
+    ("stock", "found", "is_shown"),
+    [(None, 0.9989, False), (0.9995, 0.9989, False), (0.991, 0.991, True), (0.991, 0.9909, False),
+     (0.979, 0.985, False), (0.0, 0.5, False), (0.991, 0.9995, True)],
+)  # fmt: skip
+def test_where_rounding_keeps_hf_below_the_bar_others_must_be_as_near_as_hf(stock, found, is_shown):
+    def parity(value: float) -> Parity:
+        return Parity(loss=2.0, reference_loss=2.0, worst_cosine=value, worst_tensor="t", tensors=1)
+
+    bar = bar_of(None if stock is None else parity(stock))
+    assert (refusal(Measured(system="x", parity=parity(found)), bar) is None) is is_shown
 
 
 def test_speed_without_a_comparison_may_not_be_shown():

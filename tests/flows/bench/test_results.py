@@ -149,3 +149,11 @@ def test_reports_go_beside_the_others_in_the_repository_and_into_a_folder_elsewh
     assert report_folder(tmp_path / "x") == tmp_path / "x"
     monkeypatch.chdir(Path(__file__).parents[3])
     assert report_folder(None) == Path("tests/bench/reports")
+
+
+def test_a_speed_shown_by_the_measure_of_hf_says_so():
+    near = GOOD.model_copy(update={"worst_cosine": 0.9912})
+    line = line_of("fused", [measured("fused", 80, parity=near)], bar=0.9901)
+    assert line.ms and "0.99120" in str(line.remark) and "0.99010" in str(line.remark)
+    assert line_of("fused", [measured("fused", 80)], bar=0.9901).remark is None
+    assert line_of("fused", [measured("fused", 80, parity=near)]).ms is None
