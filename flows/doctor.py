@@ -32,6 +32,7 @@ from flows.servers import PrefectApi, running, start_private
 from flows.settings import SOURCE, Settings
 
 DISTRIBUTION = "data-factory"
+INSTALL_GPU = f"pip install '{DISTRIBUTION}[gpu]'"
 PINNED = (
     "prefect",
     "mlflow",
@@ -157,11 +158,22 @@ def gpu() -> Finding:
 def kernels() -> Finding:
     """Tell whether model.framework: fused would run its own kernels here; training works without them."""
     has_gpu = shutil.which("nvidia-smi") is not None
+    if has_gpu and (build := _cpu_build()):
+        detail = f"torch {build} leaves the GPU idle: fused trains with the plain definitions of its kernels"
+        fix = f"install a build of torch with CUDA, then {INSTALL_GPU}"
+        return Finding(name="kernels", ok=True, detail=detail, fix=fix)
     caveat = find_caveat("fused", has_gpu=has_gpu)
     detail = caveat or "model.framework: fused runs its own kernels here"
-    return Finding(
-        name="kernels", ok=True, detail=detail, fix="pip install triton" if caveat and has_gpu else ""
-    )
+    return Finding(name="kernels", ok=True, detail=detail, fix=INSTALL_GPU if caveat and has_gpu else "")
+
+
+def _cpu_build() -> str | None:
+    """Return torch's version if its build can use no GPU, whatever the driver says."""
+    try:
+        found = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return None
+    return found if found.endswith("+cpu") else None
 
 
 def home(settings: Settings) -> Finding:

@@ -11,7 +11,8 @@ Trouble = Literal["oom", "flat", "diverged", "slow", "garbage", "quantization_dr
 
 HINTS: dict[Trouble, str] = {
     "oom": "halve training.per_device_train_batch_size and double training.gradient_accumulation_steps (the same "
-    "result), lower model.max_seq_length, or set lora.use_gradient_checkpointing: true and model.load_in_4bit: true",
+    "result), lower model.max_seq_length, set lora.use_gradient_checkpointing: true and model.load_in_4bit: true, or with "
+    "model.framework: fused set training.activation_budget to fewer GiB",
     "flat": "the loss hardly falls: set training.learning_rate: 1e-4, or a higher one if it is lower already, and let "
     "factory validate show which tokens are trained",
     "diverged": "lower training.learning_rate (1e-4 is a safe start), check the data for extreme rows, or train in "

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from core.training.benchmark.case import Case, System
 from core.training.benchmark.reports import Measured, bar_of
 from flows.bench.children import Children
-from flows.bench.options import Asked, Options, for_cpu, understood
+from flows.bench.options import Asked, Options, for_cpu, understood, writable
 from flows.bench.peers import obstacles
 from flows.bench.report import report_folder, write_report
 from flows.bench.results import Comparison, Line, line_of
@@ -43,12 +43,13 @@ def bench_finetune(asked: Asked, *, out: Path | None, scratch: Path | None, as_j
         0, or 1 if ours has no speed to show.
 
     Raises:
-        UserError: For an option that makes no sense.
+        UserError: For an option that makes no sense, or a folder that cannot be written to.
     """
     options = understood(asked)
     has_gpu = _sees_gpu()
     options = options if has_gpu else for_cpu(options)
-    place = Place(report_folder(out), scratch or read_settings().cache / "bench")
+    bases = scratch or read_settings().cache / "bench"
+    place = Place(writable("--out", report_folder(out)), writable("--scratch", bases))
     tell = emit if as_json else _screen()
     if not has_gpu:
         tell("note", text=TOY_NOTE)

@@ -1,5 +1,6 @@
 """What was asked for, checked."""
 
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -130,7 +131,26 @@ def known_model(name: str) -> str:
     if not (Path(name) / "config.json").is_file():
         fix = f"a folder with config.json and safetensors, or one of {', '.join(SHAPES)} (random weights)"
         raise ConfigError(f"{name!r} is neither a model folder nor a known shape", where="--model", fix=fix)
+    if not any(Path(name).glob("*.safetensors")):
+        fix = "convert its weights: model.save_pretrained(folder, safe_serialization=True)"
+        raise ConfigError(f"{name!r} holds no *.safetensors", where="--model", fix=fix)
     return str(Path(name).resolve())
+
+
+def writable(option: str, folder: Path) -> Path:
+    """Make a folder and try to write into it, before anything is measured.
+
+    Raises:
+        ConfigError: If that does not work.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        fix = f"{option} FOLDER, with a folder that you may write to"
+        raise ConfigError(f"cannot write to {folder}: {why}", where=option, fix=fix) from error
 
 
 def for_cpu(options: Options) -> Options:

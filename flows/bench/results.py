@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
+from functools import reduce
 
 from core.config import Frozen
 from core.training.benchmark.case import Case
@@ -10,9 +11,9 @@ from core.training.benchmark.reports import (
     LOSS_TOLERANCE,
     Measured,
     Memory,
-    Parity,
     Speed,
     refusal,
+    worse,
 )
 
 
@@ -111,15 +112,11 @@ def merged(rounds: Sequence[Measured]) -> Measured:
     memories = [each.memory for each in rounds if each.memory]
     return rounds[0].model_copy(
         update={
-            "parity": min(parities, key=_soundness, default=None),
+            "parity": reduce(worse, parities) if parities else None,
             "speed": _speeds(speeds) if speeds else None,
             "memory": _memories(memories) if memories else None,
         }
     )
-
-
-def _soundness(parity: Parity) -> tuple[float, float]:
-    return (parity.worst_cosine, -parity.loss_error)
 
 
 def _speeds(found: Sequence[Speed]) -> Speed:

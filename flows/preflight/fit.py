@@ -4,8 +4,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import psutil
-
+from core.models.fused.main_memory import free_main_memory
 from core.models.resources import (
     GB,
     ONNX_TRACE_BYTES,
@@ -108,6 +107,9 @@ def _fused_finding(config: RunConfig, shape: ModelShape, device: Device) -> Find
         return Finding(level="warning", kind="setting", where="model.framework", what=what)
     outlook = _outlook(config, shape, device)
     what = f"for the backward pass fused {outlook.words}" if outlook else "fused keeps what there is room for"
+    if outlook and "H200" not in device.words:
+        # The driver's tool does not tell the rates of a card; the engine asks the card itself.
+        what += " (reckoned with the speeds of an H200; the run reckons with this card's)"
     return Finding(level="note", kind="hardware", where="training.activation_budget", what=what)
 
 
@@ -123,7 +125,7 @@ def _outlook(config: RunConfig, shape: ModelShape, device: Device) -> Outlook | 
         load,
         per_step=load.micro_batch * training.gradient_accumulation_steps,
         free=int(PLANNED * (device.free - RUNTIME_BYTES)),
-        host=int(LOCKED * psutil.virtual_memory().available),
+        host=int(LOCKED * free_main_memory()),
         budget=None if budget == "auto" else budget,
     )
 
@@ -176,7 +178,7 @@ def _memory_estimates(config: RunConfig, shape: ModelShape, device: Device, widt
     rows = [
         _estimate(phase, place, need.total + RUNTIME_BYTES, device.free) for phase, need in phases.items()
     ]
-    memory = psutil.virtual_memory().available
+    memory = free_main_memory()
     if device.is_gpu:
         offloaded = load.tokens * shape.hidden * shape.layers * load.width
         waiting = offloaded if load.framework == "unsloth" and load.offloads and load.is_checkpointed else 0

@@ -60,17 +60,27 @@ def test_a_missing_compiler_is_found(settings):
     ("tool", "triton", "words", "fix"),
     [
         (None, object(), "no NVIDIA GPU here: fused trains with the plain definitions", ""),
-        ("/bin/nvidia-smi", None, "Triton is not installed", "pip install triton"),
+        ("/bin/nvidia-smi", None, "Triton is not installed", doctor.INSTALL_GPU),
         ("/bin/nvidia-smi", object(), "fused runs its own kernels here", ""),
     ],
 )
 def test_the_fused_kernels_need_a_gpu_and_triton_and_training_does_not(monkeypatch, tool, triton, words, fix):
     monkeypatch.setattr("shutil.which", lambda name: tool)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: triton)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.13.0")
     found = doctor.kernels()
     assert found.ok
     assert words in found.detail
     assert found.fix == fix
+
+
+def test_a_driver_is_no_gpu_for_a_build_of_torch_without_cuda(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: "/bin/nvidia-smi")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.13.0+cpu")
+    found = doctor.kernels()
+    assert found.ok and "torch 2.13.0+cpu leaves the GPU idle" in found.detail
+    assert "CUDA" in found.fix and "pip install 'data-factory[gpu]'" in found.fix
 
 
 def test_a_home_that_cannot_be_made_is_found(settings, tmp_path):

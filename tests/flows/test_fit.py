@@ -168,8 +168,7 @@ def about(config: RunConfig, device: Device, where: str) -> Finding | None:
 
 
 def with_main_memory(monkeypatch: pytest.MonkeyPatch, gb: float) -> None:
-    memory = type("Memory", (), {"available": int(gb * GB)})
-    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr("flows.preflight.fit.free_main_memory", lambda: int(gb * GB))
 
 
 def test_fused_tells_what_it_will_keep(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +184,16 @@ def test_fused_tells_what_it_will_keep(monkeypatch: pytest.MonkeyPatch) -> None:
     roomy = about(*fused(140), "training.activation_budget")
     assert roomy is not None
     assert "keeps everything of every layer" in roomy.what
+
+
+@pytest.mark.parametrize(
+    ("name", "is_told"), [("NVIDIA H200, 139.8 GB", False), ("NVIDIA L4, 22.5 GB", True)]
+)
+def test_a_card_other_than_the_measured_one_is_told_whose_speeds_are_used(name: str, is_told: bool) -> None:
+    config, device = fused(20)
+    found = about(config, device._replace(words=name), "training.activation_budget")
+    assert found is not None
+    assert ("speeds of an H200" in found.what) is is_told
 
 
 def test_what_fused_needs_is_what_it_has_planned_for() -> None:

@@ -197,6 +197,8 @@ class Flash:
         return dq, dk, dv
 
 
+GRAIN = 256
+"""Tokens of a row that a choice is made for."""
 KERNELS: tuple[Kernel, ...] = (Cudnn(), Flash())
 PLAIN: Kernel = Plain()
 Timer = Callable[[Callable[[], object]], float]
@@ -222,7 +224,10 @@ class Chooser:
         """Return the fastest kernel for tensors like these."""
         if q.device.type != "cuda" or q.dtype not in (torch.bfloat16, torch.float16):
             return PLAIN
-        key = (q.shape, k.shape[1], q.dtype, window, documents is not None, q.device)
+        b, h, tokens, width = q.shape
+        # Lengths that nearly agree share a choice; every new one would be timed.
+        about = -(-tokens // GRAIN)
+        key = (b, h, about, width, k.shape[1], q.dtype, window, documents is not None, q.device)
         found = self.known.get(key)
         if found is None:
             found = self.known[key] = self._measure(q, k, v, scale, window, documents)

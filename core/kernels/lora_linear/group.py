@@ -69,7 +69,9 @@ class Scratch:
         found = self.matrices.get(shape)
         if found is None:
             size = shape.n + shape.spare, shape.columns + shape.spare
-            found = self.matrices[shape] = torch.zeros(size, dtype=shape.dtype, device=shape.device)
+            # Made in an inference, it must serve training too.
+            with torch.inference_mode(False):
+                found = self.matrices[shape] = torch.zeros(size, dtype=shape.dtype, device=shape.device)
         return found
 
     @property

@@ -1,11 +1,11 @@
-"""Root-mean-square normalisation, its gradient, and the residual addition that precedes it."""
+"""Root-mean-square normalisation, its gradient, and the residual addition that precedes or follows it."""
 
 import torch
 
 from core.kernels.backend import runs_fused
 from core.kernels.rms_norm import reference
 
-__all__ = ["accumulate_rms_norm", "add_rms_norm", "rms_norm", "rms_norm_backward"]
+__all__ = ["accumulate_rms_norm", "rms_norm", "rms_norm_backward"]
 
 
 def rms_norm(
@@ -35,35 +35,6 @@ def rms_norm(
 
         return fused.rms_norm(x, weight, eps, offset=offset, out=out, residual=residual)
     return reference.rms_norm(x, weight, eps, offset=offset, out=out, residual=residual)
-
-
-def add_rms_norm(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    eps: float,
-    *,
-    offset: float = 0.0,
-    out: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Add a residual, round the sum, and normalise it in the same pass.
-
-    Args:
-        x: rows [n, e].
-        residual: added before the norm [n, e].
-        weight: scale [e].
-        eps: added to the mean square.
-        offset: added to the weight.
-        out: where y is written [n, e]; None allocates.
-
-    Returns:
-        y [n, e], the sum x + residual [n, e] rounded to the dtype, and the reciprocal root mean squares [n].
-    """
-    if runs_fused(x.device) and x.dtype != torch.float64:
-        from core.kernels.rms_norm import fused
-
-        return fused.add_rms_norm(x, residual, weight, eps, offset=offset, out=out)
-    return reference.add_rms_norm(x, residual, weight, eps, offset=offset, out=out)
 
 
 def accumulate_rms_norm(

@@ -21,22 +21,7 @@ def rms_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return y [n, e] and the reciprocal root mean squares [n]; one launch."""
     out = _allocated(x) if out is None else out
-    return out, _launch_forward(x, residual, weight, eps, offset, out, None)
-
-
-def add_rms_norm(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    eps: float,
-    *,
-    offset: float = 0.0,
-    out: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return y [n, e], the rounded sum x + residual [n, e] and the reciprocal root mean squares [n]; one launch."""
-    out = _allocated(x) if out is None else out
-    summed = _allocated(x)
-    return out, summed, _launch_forward(x, residual, weight, eps, offset, out, summed)
+    return out, _launch_forward(x, residual, weight, eps, offset, out)
 
 
 def accumulate_rms_norm(
@@ -90,13 +75,12 @@ def _launch_forward(
     eps: float,
     offset: float,
     out: torch.Tensor,
-    summed: torch.Tensor | None,
 ) -> torch.Tensor:
     n, width = x.shape
     rstd = torch.empty(n, dtype=torch.float32, device=x.device)
     rows, block, warps = _tile(width)
     _rms_norm_forward[(-(-n // rows),)](
-        x, residual, weight, out, summed, rstd,
+        x, residual, weight, out, rstd,
         x.stride(0), 0 if residual is None else residual.stride(0), out.stride(0),
         n, width, eps, offset, ROWS=rows, BLOCK=block, num_warps=warps,
     )  # fmt: skip
@@ -117,7 +101,7 @@ def _tile(width: int) -> tuple[int, int, int]:
 
 @triton.jit(do_not_specialize=["n"])
 def _rms_norm_forward(
-    x, residual, weight, y, summed, rstd,
+    x, residual, weight, y, rstd,
     x_stride, residual_stride, y_stride,
     n, width, eps, offset,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -131,14 +115,10 @@ def _rms_norm_forward(
     scale = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32) + offset
     if residual is not None:
         added = tl.load(residual + line * residual_stride + column, mask=real, other=0.0).to(tl.float32)
-    if summed is not None:
-        rounded = (values + added).to(summed.dtype.element_ty)
-        tl.store(summed + line * width + column, rounded, mask=real)
-        values = rounded.to(tl.float32)
     reciprocal = tl.rsqrt(tl.sum(values * values, axis=1) / width + eps)
     tl.store(rstd + row, reciprocal, mask=row < n)
     result = values * reciprocal[:, None] * scale
-    if residual is not None and summed is None:
+    if residual is not None:
         result += added
     tl.store(y + line * y_stride + column, result.to(y.dtype.element_ty), mask=real)
 

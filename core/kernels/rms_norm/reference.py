@@ -21,21 +21,6 @@ def rms_norm(
     return _written(y, x.dtype, out), rstd
 
 
-def add_rms_norm(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    eps: float,
-    *,
-    offset: float = 0.0,
-    out: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the norm of the rounded sum x + residual [n, e], the sum [n, e] and rstd [n]."""
-    summed = x + residual
-    y, rstd = rms_norm(summed, weight, eps, offset=offset, out=out)
-    return y, summed, rstd
-
-
 def accumulate_rms_norm(
     stream: torch.Tensor,
     added: torch.Tensor,

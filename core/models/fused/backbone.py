@@ -13,7 +13,7 @@ from core.kernels.attention import Documents
 from core.models.fused.layer import decode
 from core.models.fused.passes import Pass
 from core.models.fused.sites import Norm, Unsupported, norm_of, refuse_hooks
-from core.models.fused.state import MARK, FusedState, backbone_of, fused_state, obstacle
+from core.models.fused.state import MARK, SAVE, FusedState, backbone_of, fused_state, obstacle
 from core.models.fused.store import Store
 from core.models.fused.stream import FinalNorm, Stream
 
@@ -37,7 +37,20 @@ def fuse(model: nn.Module, dtype: torch.dtype | None = None) -> FusedState | Non
     state.settle()
     setattr(backbone, MARK, state)
     backbone.forward = types.MethodType(fused_forward, backbone)
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    state.savers = tuple(
+        each for each in dict.fromkeys((owner, backbone)) if SAVE in dir(each) and SAVE not in vars(each)
+    )
+    for each in state.savers:
+        setattr(each, SAVE, types.MethodType(fused_save, each))
     return state
+
+
+def fused_save(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Stand in for ``save_pretrained``, which refuses weights that share memory and are not contiguous."""
+    state: Any = fused_state(self)
+    with state.moved_out():
+        return getattr(type(self), SAVE)(self, *args, **kwargs)
 
 
 def fused_forward(

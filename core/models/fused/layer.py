@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from core.models.fused.backward import backward
 from core.models.fused.passes import Pass
@@ -31,6 +32,7 @@ class DecoderLayer(torch.autograd.Function):
         if keeps:
             policy = run.policies[index]
             ctx.run, ctx.index = run, index
+            ctx.versions = [each._version for each in adapters]
             # Whatever is saved, autograd then refuses a second walk over a graph that was not kept.
             ctx.save_for_backward(
                 x if policy.input is not Place.HOST or not run.store.is_gpu else x.new_empty(0)
@@ -38,9 +40,12 @@ class DecoderLayer(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradients of x and of the adapters."""
         (x,) = ctx.saved_tensors
+        if [each._version for each in ctx.run.sites[ctx.index].parameters] != ctx.versions:
+            raise RuntimeError("an adapter was changed in place between the forward and the backward pass")
         (dy,) = grads
         if dy.stride(-1) != 1 or dy.stride(0) < dy.shape[1]:
             dy = dy.contiguous()

@@ -81,8 +81,8 @@ class Home(NamedTuple):
     matrix: Tensor
     ranks: tuple[tuple[int, ...], ...]
     """The adapters it has room for; others must not find what these left behind."""
-    packed: tuple[int, ...] = ()
-    """Where the 4-bit weights lie that it holds unpacked; empty if it is where the weights live."""
+    packed: tuple[tuple[int, int], ...] = ()
+    """The ``addresses`` of the 4-bit weights that it holds unpacked; empty if it is where the weights live."""
 
     def fits(self, group: Group) -> bool:
         """Tell whether it still is the matrix of a group."""
@@ -95,7 +95,15 @@ Homes = Mapping[tuple[int, str], Home]
 """By layer and group."""
 
 
-def read_site(layer: nn.Module, settings: Any, index: int, dtype: torch.dtype, homes: Homes) -> Site:
+def read_site(
+    layer: nn.Module,
+    settings: Any,
+    index: int,
+    dtype: torch.dtype,
+    homes: Homes,
+    *,
+    is_training: bool | None = None,
+) -> Site:
     """Describe a decoder layer as it is now: adapters may have been switched since the last look.
 
     Args:
@@ -104,22 +112,24 @@ def read_site(layer: nn.Module, settings: Any, index: int, dtype: torch.dtype, h
         index: Its number.
         dtype: What is computed in.
         homes: From ``settle``.
+        is_training: Whether dropout counts; None if it does now.
 
     Raises:
         Unsupported: If it does anything that the fused function does not.
     """
     refuse_hooks(layer)
+    is_training = layer.training if is_training is None else is_training
     attention: Any = layer.self_attn
     found: list[Group] = []
     for name, members in GROUPS.items():
-        projections = [projection_of(layer.get_submodule(each), layer.training) for each in members]
+        projections = [projection_of(layer.get_submodule(each), is_training) for each in members]
         group = Group(projections, dtype)
         home = homes.get((index, name))
         if home and home.fits(group):
             group.home = home.matrix
         found.append(group)
     heads = Heads(settings.num_attention_heads, settings.num_key_value_heads, attention.head_dim)
-    if float(getattr(attention, "attention_dropout", 0.0) or 0.0) and layer.training:
+    if float(getattr(attention, "attention_dropout", 0.0) or 0.0) and is_training:
         raise Unsupported("it has dropout in its attention")
     if getattr(attention, "attn_logit_softcapping", None):
         raise Unsupported("it caps attention scores")
@@ -236,7 +246,7 @@ def packed_weight(weight: Any) -> Packed:
         raise Unsupported("its 4-bit weights are not packed yet")
     nested = state.state2 if state.nested else None
     return Packed(
-        weight.data,
+        weight.detach(),  # Unlike .data it counts how often the weight was written.
         state.absmax,
         state.code,
         int(state.blocksize),
@@ -268,10 +278,10 @@ def settle(layers: nn.ModuleList, settings: Any, dtype: torch.dtype) -> dict[tup
     return homes
 
 
-def addresses(group: Group) -> tuple[int, ...]:
-    """Return where the 4-bit weights of a group lie."""
-    packed = (each.weight for each in group.projections if isinstance(each.weight, Packed))
-    return tuple(each.data.data_ptr() for each in packed)
+def addresses(group: Group) -> tuple[tuple[int, int], ...]:
+    """Return where the 4-bit weights of a group lie, and how often each was written (0 if nobody counts)."""
+    packed = (each.weight.data for each in group.projections if isinstance(each.weight, Packed))
+    return tuple((each.data_ptr(), 0 if each.is_inference() else each._version) for each in packed)
 
 
 def unpacked(site: Site) -> dict[str, Home]:
@@ -318,12 +328,32 @@ def move_in(layer: nn.Module, group: str, home: Tensor) -> None:
         row += rows
 
 
-def move_out(layers: nn.ModuleList, homes: Homes) -> None:
-    """Give the modules weights of their own again."""
-    for (index, group), home in homes.items():
-        for name in GROUPS[group] if not home.packed else ():
-            base = base_of(layers[index].get_submodule(name))
+def move_out(layers: nn.ModuleList, homes: dict[tuple[int, str], Home]) -> dict[tuple[int, str], Home]:
+    """Give the modules weights of their own again; the extended matrices go one by one.
+
+    Returns:
+        What ``move_back`` needs: the homes without their memory.
+    """
+    left = {}
+    for key in [key for key, home in homes.items() if not home.packed]:
+        home = homes.pop(key)
+        left[key] = home._replace(matrix=home.matrix.to("meta"))
+        for name in GROUPS[key[1]]:
+            base = base_of(layers[key[0]].get_submodule(name))
             base.weight.data = base.weight.data.clone(memory_format=torch.contiguous_format)
+    return left
+
+
+def move_back(layers: nn.ModuleList, left: Homes) -> dict[tuple[int, str], Home]:
+    """Undo ``move_out``, again one by one."""
+    homes = {}
+    for (index, group), home in left.items():
+        weights = [base_of(layers[index].get_submodule(name)).weight.data for name in GROUPS[group]]
+        matrix = torch.zeros(home.matrix.shape, dtype=home.matrix.dtype, device=weights[0].device)
+        torch.cat(weights, out=matrix[: sum(map(len, weights)), : weights[0].shape[1]])
+        homes[index, group] = home._replace(matrix=matrix)
+        move_in(layers[index], group, matrix)
+    return homes
 
 
 def base_of(module: nn.Module) -> Any:

@@ -3,7 +3,8 @@
 import copy
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from core.kernels.attention import Chooser
 from core.kernels.lora_linear import Scratch
 from core.kernels.nf4 import Packed
+from core.models.fused.main_memory import free_main_memory
 from core.models.fused.passes import Angles
 from core.models.fused.policy import (
     FULL,
@@ -31,6 +33,8 @@ from core.models.fused.sites import (
     Home,
     Site,
     Unsupported,
+    addresses,
+    move_back,
     move_out,
     read_site,
     settle,
@@ -40,8 +44,11 @@ from core.models.fused.sites import (
 from core.models.fused.store import HostMemory
 
 MARK = "_fused_state"
+SAVE = "save_pretrained"
 SHRINK = 0.7
 """What is left of the budget when memory ran out."""
+LEAST_LEFT = 0.05
+"""Share of the budget below which nothing more is given up."""
 SPARE = 0.04
 """Share of the GPU that is left to fragmentation."""
 GRAIN = 512
@@ -74,22 +81,24 @@ class FusedState:
         self.homes: dict[tuple[int, str], Home] = {}
         self.told: set[str] = set()
         self.angles: dict[tuple[str, int], Angles] = {}
-        self.activation_bytes: int | None = None
-        """What the layers may keep on the GPU; None finds out what is free."""
+        self._activation_bytes: int | None = None
         self.is_checkpointed = True
         """False keeps everything, whatever it takes."""
         self.planned: Plan | None = None
         self.rates = rates_here(self.device)
         self.replaced: Callable[..., Any] = backbone.forward
         """The backbone's own function."""
+        self.savers: tuple[nn.Module, ...] = ()
+        """Modules that have been given another function to be saved by."""
         self._shrunk = 1.0
         self._stepped = False
+        self._limit: int | None = None
         self._plans: dict[tuple[int, int], Plan] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FusedState":
         """Go along with a model that is copied: the copy computes with its own weights, wherever they lie."""
         other = memo[id(self)] = copy.copy(self)
-        for name in ("backbone", "layers", "settings", "replaced"):
+        for name in ("backbone", "layers", "settings", "replaced", "savers"):
             setattr(other, name, copy.deepcopy(getattr(self, name), memo))
         other.scratch, other.chooser, other.host = Scratch(), Chooser(), HostMemory()
         other.homes, other.angles, other.told, other._plans = {}, {}, set(self.told), {}
@@ -98,6 +107,17 @@ class FusedState:
     def settle(self) -> None:
         """Move weights of 16 or 32 bits to where products read them."""
         self.homes = settle(self.layers, self.settings, self.dtype)
+
+    @contextmanager
+    def moved_out(self) -> Iterator[None]:
+        """Give the modules weights of their own for a while; it takes the memory of one more group of a layer."""
+        with torch.inference_mode(False):
+            left = move_out(self.layers, self.homes)
+        try:
+            yield
+        finally:
+            with torch.inference_mode(False):
+                self.homes |= move_back(self.layers, left)
 
     def unload(self) -> None:
         """Give the model its own forward function and its own weights again."""
@@ -109,14 +129,23 @@ class FusedState:
         if self.replaced != self.backbone.forward:
             # It was not its class's function either.
             self.backbone.forward = self.replaced
+        for each in self.savers:
+            delattr(each, SAVE)
+        self.savers = ()
         delattr(self.backbone, MARK)
 
-    def sites(self) -> dict[int, Site]:
-        """Describe the layers as they are now; those left out run their own code."""
+    def sites(self, *, is_training: bool | None = None) -> dict[int, Site]:
+        """Describe the layers as they are now; those left out run their own code.
+
+        Args:
+            is_training: Whether dropout counts; None if it does now.
+        """
         found = {}
         for index, layer in enumerate(self.layers):
             try:
-                found[index] = read_site(layer, self.settings, index, self.dtype, self.homes)
+                found[index] = read_site(
+                    layer, self.settings, index, self.dtype, self.homes, is_training=is_training
+                )
             except Unsupported as reason:
                 self.tell(f"some layers run by the model's own code: {reason}")
         return found
@@ -137,16 +166,28 @@ class FusedState:
         found = self.angles.get((key, positions))
         if found is None:
             rotary: Any = self.backbone.rotary_emb
-            places = torch.arange(positions, device=self.device)[None]
-            like = torch.empty(0, dtype=torch.float32, device=self.device)
-            cos, sin = rotary(like, places, key) if key else rotary(like, places)
-            found = Angles(cos[0].float().contiguous(), sin[0].float().contiguous())
+            # Tables made in an inference must serve training too.
+            with torch.inference_mode(False):
+                places = torch.arange(positions, device=self.device)[None]
+                like = torch.empty(0, dtype=torch.float32, device=self.device)
+                cos, sin = rotary(like, places, key) if key else rotary(like, places)
+                found = Angles(cos[0].float().contiguous(), sin[0].float().contiguous())
             if len(self.angles) > 8:
                 self.angles.clear()
             self.angles[key, positions] = found
         return found
 
     # What to keep
+
+    @property
+    def activation_bytes(self) -> int | None:
+        """What the layers may keep on the GPU; None finds out what is free."""
+        return self._activation_bytes
+
+    @activation_bytes.setter
+    def activation_bytes(self, value: int | None) -> None:
+        self._activation_bytes = value
+        self._plans.clear()
 
     def shape_of(self, site: Site) -> LayerShape:
         """Give the planner's view of a layer."""
@@ -177,7 +218,12 @@ class FusedState:
         tokens, longest = (math.ceil(each / GRAIN) * GRAIN for each in (tokens, longest))
         key = tokens, longest
         self._stepped = self._stepped or any(each.grad is not None for each in sites[min(sites)].parameters)
+        if self.host.limit != self._limit:
+            # Main memory turned out to be smaller than was planned with.
+            self._limit = self.host.limit
+            self._plans.clear()
         if key not in self._plans:
+            self._pack(sites)
             # What is free depends on what is held: the first plan for a size stands until memory runs out.
             self._plans[key] = self._plan(sites, tokens, longest)
             self._unpack(sites, self._room(sites, tokens) - self._plans[key].device_bytes, self._plans[key])
@@ -195,6 +241,13 @@ class FusedState:
             room = self.room() - max(floor_bytes(shape, tokens) for shape in set(self.shapes(sites)))
             room -= 0 if self._stepped else self._to_come(sites)
         return int(room * self._shrunk)
+
+    def _pack(self, sites: dict[int, Site]) -> None:
+        """Let go of expanded 4-bit weights: a plan counts with the memory they take."""
+        self.homes = {key: home for key, home in self.homes.items() if not home.packed}
+        for site in sites.values():
+            for group in (site.qkv, site.o, site.gate_up, site.down):
+                group.home = None if addresses(group) else group.home
 
     def _unpack(self, sites: dict[int, Site], left: int, made: Plan) -> None:
         """Spend what is left when nothing is computed again on 4-bit weights that stay expanded."""
@@ -218,6 +271,8 @@ class FusedState:
 
     def host_room(self) -> int:
         """Return the bytes of main memory that may be locked."""
+        if self.host.limit is not None:
+            return self.host.limit
         return int((free_main_memory() + self.host.nbytes) * HOST_SHARE)
 
     def _to_come(self, sites: dict[int, Site]) -> int:
@@ -239,12 +294,12 @@ class FusedState:
         Returns:
             False if nothing was kept on the GPU that could be given up.
         """
-        if self.planned is None or self._shrunk < 0.05:
-            return False
-        self._shrunk *= SHRINK
+        could = self.planned is not None and self.planned.device_bytes > 0 and self._shrunk > LEAST_LEFT
+        # What comes after the last "no" is another micro-batch, which may have all the room again.
+        self._shrunk = self._shrunk * SHRINK if could else 1.0
         self._plans.clear()
         self.homes = {key: home for key, home in self.homes.items() if not home.packed}
-        return True
+        return could
 
     def best_micro_batch(self, rows_per_step: int, window: int, wanted: int) -> int:
         """Return the micro-batch that takes the least time in the memory there is.
@@ -256,7 +311,8 @@ class FusedState:
         """
         if self.device.type != "cuda" or self.activation_bytes is not None or not self.is_checkpointed:
             return wanted
-        sites = self.sites()
+        # Asked before the first step, when the model may still be in evaluation.
+        sites = self.sites(is_training=True)
         if not sites:
             return wanted
         is_packed = any(isinstance(each.weight, Packed) for each in sites[min(sites)].qkv.projections)
@@ -283,13 +339,6 @@ def rates_here(device: torch.device) -> Rates:
     return rates_of(
         found.multi_processor_count, (found.major, found.minor), clock * 1e3, 2 * memory * 1e3 * bus / 8
     )
-
-
-def free_main_memory() -> int:
-    """Return the bytes of main memory that are free."""
-    import psutil
-
-    return int(psutil.virtual_memory().available)
 
 
 def fused_state(model: nn.Module) -> FusedState | None:

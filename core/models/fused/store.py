@@ -15,6 +15,8 @@ from torch import Tensor
 
 from core.models.fused.policy import Place
 
+WASTE = 2
+"""How many times larger than needed a buffer may be."""
 Key = tuple[int, str]
 """Layer and name of a tensor."""
 
@@ -24,7 +26,7 @@ class PinningFailed(RuntimeError):
 
 
 class HostMemory:
-    """Pinned buffers, used again and again; their number is that of one forward pass."""
+    """Pinned buffers, used again and again; as many as one forward pass needs."""
 
     def __init__(self, lock: Callable[[Tensor], bool] | None = None) -> None:
         """Start empty.
@@ -35,6 +37,8 @@ class HostMemory:
         self.lock = lock or pinned
         self.free: dict[int, list[Tensor]] = {}
         self.nbytes = 0
+        self.limit: int | None = None
+        """What could be locked when more was refused; None as long as nothing was."""
         self.pair: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
 
     def streams(self, device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
@@ -49,15 +53,22 @@ class HostMemory:
         Raises:
             PinningFailed: If there is no more memory to lock.
         """
-        waiting = self.free.get(nbytes)
-        if waiting:
-            return waiting.pop()
+        fitting = [
+            size for size, buffers in self.free.items() if buffers and nbytes <= size <= WASTE * nbytes
+        ]
+        if fitting:
+            return self.free[min(fitting)].pop()
+        if self.limit is not None:
+            raise PinningFailed("no more main memory could be locked before")
+        self._forget(nbytes)
         try:
             buffer = torch.empty(nbytes, dtype=torch.uint8)
-        except RuntimeError as error:
-            raise PinningFailed(str(error)) from error
-        if not self.lock(buffer):
-            raise PinningFailed(f"{nbytes} bytes of main memory could not be locked")
+            is_locked = self.lock(buffer)
+        except RuntimeError:
+            is_locked = False
+        if not is_locked:
+            self.limit = self.nbytes
+            raise PinningFailed(f"main memory beyond {self.nbytes >> 20} MiB could not be locked")
         self.nbytes += nbytes
         return buffer
 
@@ -65,21 +76,32 @@ class HostMemory:
         """Take a buffer back."""
         self.free.setdefault(buffer.numel(), []).append(buffer)
 
+    def _forget(self, nbytes: int) -> None:
+        """Unlock idle buffers of other sizes, the smallest first: lengths that vary must not add up."""
+        freed = 0
+        for size in sorted(self.free):
+            while self.free[size] and freed < nbytes:
+                self._unlock(self.free[size].pop())
+                freed += size
+
+    def _unlock(self, buffer: Tensor) -> None:
+        self.nbytes -= buffer.numel()
+        if self.lock is pinned:
+            if self.pair is not None:
+                for stream in self.pair:
+                    stream.synchronize()
+            torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())  # type: ignore[no-untyped-call]
+
     def close(self) -> None:
         """Unlock and forget the buffers that nobody uses."""
         for buffers in self.free.values():
             for buffer in buffers:
-                self.nbytes -= buffer.numel()
-                if self.lock is pinned:
-                    torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())  # type: ignore[no-untyped-call]
+                self._unlock(buffer)
         self.free.clear()
 
     def __del__(self) -> None:
         """Unlock everything: memory that is given back locked cannot be locked again by whoever gets it."""
-        if self.free and self.pair is not None:
-            for stream in self.pair:
-                stream.synchronize()
-            self.close()
+        self.close()
 
 
 def pinned(buffer: Tensor) -> bool:
@@ -132,7 +154,8 @@ class Store:
         leaving: list[Tensor] = []
         for name, tensor, place in items:
             if place is Place.DEVICE or (place is Place.HOST and not self.is_gpu):
-                self.here[layer, name] = tensor
+                # Detached: a layer's input refers to the pass by its graph.
+                self.here[layer, name] = tensor.detach()
             elif place is Place.HOST:
                 leaving += self._send(layer, name, tensor)
         if leaving:
@@ -146,9 +169,9 @@ class Store:
             buffer = self.host.take(tensor.nbytes)
         except PinningFailed as error:
             warnings.warn(f"activations stay on the GPU: {error}", RuntimeWarning, stacklevel=2)
-            self.here[layer, name] = tensor
+            self.here[layer, name] = tensor.detach()
             return []
-        view = buffer.view(tensor.dtype).view(tensor.shape)
+        view = buffer[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         self.there[layer, name] = Kept(buffer, view)
         self.outward.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.outward):

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from core.kernels.lora_linear import Group
 from core.kernels.rms_norm import accumulate_rms_norm, rms_norm, rms_norm_backward
@@ -53,7 +53,8 @@ class Stream:
 
     def hand_over(self, visible: Tensor, wide: Tensor | None) -> None:
         """Leave the sum, and what was made of it, to whoever comes next."""
-        self.visible, self.wide = visible, wide
+        # Detached: the tensor itself will refer to the pass by its graph, and the pass to this.
+        self.visible, self.wide = visible.detach(), wide
 
     def taken(self) -> Tensor | None:
         """Return what the layer before has normalised, if it has; once."""
@@ -75,6 +76,7 @@ class FinalNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradient of x."""
         x, rstd = ctx.saved_tensors

@@ -181,12 +181,26 @@ def without_crumbs(found: Sequence[OpClass]) -> list[OpClass]:
 
 def _summed(name: str, works: Sequence[Work], floor: float | None, n_steps: int) -> OpClass:
     seconds = sum(w.microseconds for w in works) * 1e-6
-    flops = sum(p.flops for w in works if (p := product_of(w)) is not None)
-    size = sum(w.bytes for w in works)
+    flops = product_flops_run(works)
+    size = sum(w.bytes for w in works if COPY.match(w.name))
     rate = f"{flops / seconds / 1e12:.0f} TFLOP/s" if flops and seconds and name.startswith("product") else ""
     rate = rate or (f"{size / seconds / 1e9:.0f} GB/s" if size and seconds else "")
     ms = seconds * 1e3 / n_steps
-    return OpClass(name=name, ms=ms, launches=len(works) / n_steps, floor_ms=floor, rate=rate)
+    launches = sum(not w.is_fill for w in works) / n_steps
+    return OpClass(name=name, ms=ms, launches=launches, floor_ms=floor, rate=rate)
+
+
+def product_flops_run(works: Iterable[Work]) -> float:
+    """Add up products, each call once: beside its kernel one may fill memory, or add up the parts of a split."""
+    total, seen = 0.0, set[int]()
+    for work in works:
+        product = product_of(work)
+        if product is None or work.is_fill or work.call in seen:
+            continue
+        total += product.flops
+        if work.call is not None:
+            seen.add(work.call)
+    return total
 
 
 def floor_of(

@@ -19,7 +19,7 @@ from core.training.benchmark.case import Case
 from core.training.benchmark.measuring import Run
 from core.training.benchmark.parity import compare
 from core.training.benchmark.profiling import profile
-from core.training.benchmark.reports import Measured, Parity
+from core.training.benchmark.reports import Measured, Parity, worse
 from core.training.benchmark.rows import parity_batch, split
 from core.training.benchmark.systems import Prepared, grant, prepare
 
@@ -64,7 +64,7 @@ def against_reference(prepared: Prepared, case: Case) -> Parity:
     """Run the parity batch and compare; the gradients are gone afterwards.
 
     The fused engine keeps everything of a batch as small as this one, which proves nothing about what it computes again
-    or fetches from main memory: it also runs row by row with nothing kept, and the worse of the two counts.
+    or fetches from main memory: it also runs row by row with nothing kept, and the worse loss and the worse cosine of the two count.
     """
     batch = parity_batch(case, prepared.model.config.get_text_config().vocab_size)
     found = compared(prepared, [batch], case)
@@ -74,7 +74,7 @@ def against_reference(prepared: Prepared, case: Case) -> Parity:
         grant(prepared.model, 0.0)
         frugal = compared(prepared, split(batch, 1), case)
         grant(prepared.model, case.budget)
-        found = min(found, frugal, key=lambda each: (each.worst_cosine, -each.loss_error))
+        found = worse(found, frugal)
     return found
 
 

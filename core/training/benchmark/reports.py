@@ -8,6 +8,11 @@ LEAST_COSINE = 0.999
 """Smallest cosine between a tensor's gradient and the reference's."""
 LEAST_OF_ALL = 0.98
 """A stock engine farther from float32 than this is broken, and no measure for others."""
+RULE = (
+    f"cosine >= {LEAST_COSINE:g}, or, where hf measured beside it stays below {LEAST_COSINE:g} itself "
+    f"(never below {LEAST_OF_ALL:g}), at least hf's"
+)
+"""What ``bar_of`` and ``refusal`` ask of every adapter tensor's gradient, in words."""
 
 
 class Parity(Frozen):
@@ -94,6 +99,13 @@ class Measured(Frozen):
     profile: Profile | None = None
     notes: tuple[str, ...] = ()
     machine: dict[str, str] = {}
+
+
+def worse(one: Parity, other: Parity) -> Parity:
+    """Put two runs of the same batch together: the loss farther from the reference's, and the smaller cosine."""
+    loss = max(one, other, key=lambda each: (each.loss is None, each.loss_error))
+    gradient = min(one, other, key=lambda each: each.worst_cosine)
+    return gradient.model_copy(update={"loss": loss.loss, "reference_loss": loss.reference_loss})
 
 
 def bar_of(stock: Parity | None) -> float:

@@ -22,7 +22,14 @@ class Work(NamedTuple):
     """Microseconds."""
     microseconds: float
     bytes: int
-    """Of a copy."""
+    """Of a copy, or a fill."""
+    call: int | None = None
+    """The same for all that one call of the operation launched; None if that is not known."""
+
+    @property
+    def is_fill(self) -> bool:
+        """Tell whether it only sets memory, such as the counters of a product that is split."""
+        return self.name.startswith("Memset")
 
 
 class Trace(NamedTuple):
@@ -73,7 +80,7 @@ def _kernel(event: Mapping[str, Any], launchers: Mapping[int, Mapping[str, Any]]
     launcher = launchers.get(given.get("External id", -1), {})
     return Work(
         str(event["name"]), str(launcher.get("name", "")), _shapes(launcher), float(event["ts"]), float(event["dur"]),
-        int(given.get("bytes", 0)),
+        int(given.get("bytes", 0)), given["External id"] if launcher else None,
     )  # fmt: skip
 
 

@@ -80,12 +80,6 @@ def norms(n: int, e: int, offset: float) -> Iterator[Case]:
         2 * size,
     )
     yield Case(
-        f"add_rms_norm {e}",
-        lambda: rms_norm.add_rms_norm(x, residual, weight, EPS, offset=offset)[:2],
-        lambda wide: rms_plain.add_rms_norm(*widened(wide, x, residual, weight), EPS, offset=offset)[:2],
-        4 * size,
-    )
-    yield Case(
         f"rms_norm_backward {e} add",
         lambda: (rms_norm.rms_norm_backward(dy, x, weight, rstd, offset=offset, add=residual),),
         lambda wide: (_rms_backward(wide, dy, x, weight, rstd, residual, offset),),

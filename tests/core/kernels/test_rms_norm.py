@@ -71,17 +71,14 @@ def test_residual_is_added_after_the_norm(op, n, e, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("n", "e"), SIZES)
-def test_norm_of_the_rounded_sum(op, n, e, dtype):
-    x, residual, weight = (
-        normal(n, e, dtype=dtype),
-        normal(n, e, dtype=dtype, seed=2),
-        normal(e, dtype=dtype, seed=1),
-    )
-    out = poisoned((n, e), dtype)
-    y, summed, rstd = op.add_rms_norm(inside(x), inside(residual, e + 8), weight, EPS, out=out)
-    assert torch.equal(summed, x + residual) and margin_untouched(out)
-    assert_no_worse(y, plain(summed, weight, 0.0), exact(summed, weight, 0.0))
-    assert relative_error(rstd, (summed.double().pow(2).mean(-1) + EPS).rsqrt()) < 1e-6
+def test_norm_of_a_stream_that_is_added_to_before_anything_is_rounded(op, n, e, dtype):
+    stream, added, weight = normal(n, e), normal(n, e, dtype=dtype, seed=2), normal(e, dtype=dtype, seed=1)
+    total, out = stream + added, poisoned((n, e), dtype)
+    y, rounded, rstd = op.accumulate_rms_norm(stream, inside(added, e + 8), weight, EPS, offset=1.0, out=out)
+    assert y is out and margin_untouched(out)
+    assert torch.equal(stream, total) and torch.equal(rounded, total.to(dtype))
+    assert_no_worse(y, plain(total, weight.float(), 1.0).to(dtype), exact(total, weight, 1.0))
+    assert relative_error(rstd, (total.double().pow(2).mean(-1) + EPS).rsqrt()) < 1e-6
 
 
 @pytest.mark.parametrize("into", ["new", "out", "dy", "add"])

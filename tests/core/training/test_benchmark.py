@@ -17,7 +17,7 @@ from core.training.benchmark.measuring import Run
 from core.training.benchmark.one import against_reference, measure_one
 from core.training.benchmark.parity import compare, cosine, save_reference
 from core.training.benchmark.reference import exact_base, make_reference
-from core.training.benchmark.reports import Measured, Parity, bar_of, refusal
+from core.training.benchmark.reports import Measured, Parity, bar_of, refusal, worse
 from core.training.benchmark.rows import documents_of, draw, optimizer_step, parity_batch, split
 from core.training.benchmark.systems import patch_with_liger, prepare, unsloth_arguments
 
@@ -161,6 +161,19 @@ def test_where_rounding_keeps_hf_below_the_bar_others_must_be_as_near_as_hf(stoc
 
     bar = bar_of(None if stock is None else parity(stock))
     assert (refusal(Measured(system="x", parity=parity(found)), bar) is None) is is_shown
+
+
+@pytest.mark.parametrize(
+    ("loss", "word"), [(3.0, "loss 3"), (1.0, "loss 1"), (None, "not a number"), (2.0, None)]
+)
+def test_of_two_runs_a_wrong_loss_counts_though_the_others_gradient_is_farther(loss, word):
+    wrong = Parity(loss=loss, reference_loss=2.0, worst_cosine=1.0, worst_tensor="a", tensors=1)
+    right = Parity(loss=2.0, reference_loss=2.0, worst_cosine=0.9995, worst_tensor="b", tensors=1)
+    for pair in ((wrong, right), (right, wrong)):
+        both = worse(*pair)
+        assert (both.worst_cosine, both.worst_tensor) == (0.9995, "b")
+        why = refusal(Measured(system="x", parity=both))
+        assert why is None if word is None else word in str(why)
 
 
 def test_speed_without_a_comparison_may_not_be_shown():

@@ -174,6 +174,31 @@ def test_kinds_are_set_beside_their_floors():
     assert found["gaps"].ms == 4.0
 
 
+@pytest.mark.parametrize("call", [1, None])
+def test_a_fill_beside_a_product_adds_its_time_alone(call: int | None):
+    sizes = ((16384, 4096), (4096, 28672))
+    gemm = kernel("nvjet", "aten::mm", *sizes, us=6000)._replace(call=call)
+    fill = kernel("Memset (Device)", "aten::mm", *sizes, us=2, size=4096)._replace(call=call)
+    (found, _) = classified(Trace((fill, gemm), 6002, 0), STEP, 700e12, 1)
+    assert (found.launches, found.rate) == (1, "641 TFLOP/s") and found.ms == pytest.approx(6.002)
+
+
+def test_a_product_in_two_kernels_is_one_product_and_two_launches():
+    sizes = ((16384, 4096), (4096, 28672))
+    first, second = (
+        kernel(n, "aten::mm", *sizes, us=3000)._replace(call=1) for n in ("gemm", "splitKreduce")
+    )
+    (found, _) = classified(Trace((first, second), 6000, 0), STEP, 700e12, 1)
+    assert (found.launches, found.rate) == (2, "641 TFLOP/s")
+
+
+def test_a_fill_beside_attention_is_no_rate_of_copying():
+    flash = kernel("flash_bwd_kernel", "aten::_flash_attention_backward", us=900)
+    fill = kernel("Memset (Device)", "aten::_flash_attention_backward", us=1, size=64)
+    (found, _) = classified(Trace((flash, fill), 901, 0), STEP, 700e12, 1)
+    assert (found.name, found.launches, found.rate) == ("attention backward", 1, "")
+
+
 def test_crumbs_are_added_up_and_nothing_is_lost():
     kinds = [OpClass(name=f"elementwise {i}", ms=0.01, launches=2) for i in range(5)]
     kinds += [OpClass(name="loss", ms=0.01, launches=1), OpClass(name="product o", ms=100, launches=1)]
@@ -203,6 +228,7 @@ def test_kernels_know_what_launched_them_and_idle_time_is_what_no_stream_fills()
     trace = parse(EVENTS)
     gemm, copy, lonely = trace.work
     assert (gemm.operation, gemm.shapes) == ("aten::mm", ((2, 3), (3, 4), ()))
+    assert (gemm.call, copy.call, lonely.call) == (7, None, None)
     assert copy.bytes == 64 and lonely.operation == ""
     assert trace.span == 60 and trace.idle == 20
 

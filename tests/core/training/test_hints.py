@@ -44,6 +44,7 @@ def test_troubles_are_seen_in_the_numbers(change: dict, score: float | None, exp
 def test_the_advice_is_the_one_that_was_asked_for():
     assert "per_device_train_batch_size" in hint("oom")
     assert "gradient_accumulation_steps" in hint("oom")
+    assert "model.framework: fused set training.activation_budget" in hint("oom")
     assert "learning_rate: 1e-4" in hint("flat")
     assert "dataset.chat_template" in hint("garbage")
     assert "bf16" in hint("slow")

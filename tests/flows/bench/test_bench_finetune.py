@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from core.training.benchmark.case import Case
+from core.training.benchmark.reports import RULE
 from flows.bench.children import Children
+from flows.bench.report import RULES
 
 ROOT = Path(__file__).parents[3]
 
@@ -46,6 +48,15 @@ def test_bad_input_ends_with_2_and_one_message(tmp_path: Path):
     assert "--model" in done.stderr and "llama-8b" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--out", "--scratch"])
+def test_a_place_that_is_a_file_is_refused_before_anything_runs(option: str, tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    done = factory("--peers", "", option, str(tmp_path / "file"), cwd=tmp_path)
+    assert done.returncode == 2 and "base ..." not in done.stdout
+    assert option in done.stderr and "Fix:" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "cache/bench/llama-1b-tiny").exists()
+
+
 def test_what_goes_wrong_in_a_process_is_in_its_result(tmp_path: Path):
     found = Children(tmp_path, tmp_path, 120).measure(
         Case(system="unsloth", model=str(tmp_path), has_gpu=False)
@@ -68,3 +79,9 @@ def test_a_process_that_takes_too_long_is_ended(tmp_path: Path):
 @pytest.mark.parametrize("word", ["--peers", "--budget", "--profile"])
 def test_help_names_the_options(word: str, tmp_path: Path):
     assert word in factory("--help", cwd=tmp_path).stdout
+
+
+def test_the_rule_is_told_alike_in_help_report_and_readme(tmp_path: Path):
+    told = (factory("--help", cwd=tmp_path).stdout, RULES, (ROOT / "core/training/README.md").read_text())
+    for text in told:
+        assert RULE in " ".join(text.split())

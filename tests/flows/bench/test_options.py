@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import ConfigError
-from flows.bench.options import Asked, for_cpu, understood
+from flows.bench.options import Asked, for_cpu, understood, writable
 from flows.bench.peers import obstacles
 from flows.settings import measuring_environment
 
@@ -57,10 +57,33 @@ def test_the_budget_is_gib_or_auto():
 
 def test_a_model_folder_is_taken_as_it_is(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
     assert understood(Asked(models=(str(tmp_path), "llama-8b"))).models == (
         str(tmp_path.resolve()),
         "llama-8b",
     )
+
+
+def test_a_model_folder_without_safetensors_is_refused(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"--model.*safetensors"):
+        understood(Asked(models=(str(tmp_path),)))
+
+
+def test_a_folder_that_can_be_written_to_is_made_and_left_empty(tmp_path: Path):
+    assert writable("--out", tmp_path / "a/b") == tmp_path / "a/b"
+    assert list((tmp_path / "a/b").iterdir()) == []
+
+
+# Nobody may write there, root neither; the second exists already.
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/1"])
+def test_a_folder_that_cannot_be_written_to_is_named(place: str, tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match="--out") as caught:
+        writable("--out", tmp_path / place)
+    assert "cannot write to" in str(caught.value) and "Fix:" in str(caught.value)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_micro_batches_are_no_larger_than_the_step():

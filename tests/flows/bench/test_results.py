@@ -48,6 +48,16 @@ def test_rounds_share_one_median_and_keep_the_highest_peak_and_the_worst_parity(
     assert line.measured.parity == worse
 
 
+def test_the_worst_loss_and_the_worst_cosine_may_come_from_different_rounds():
+    off, turned = (
+        GOOD.model_copy(update=each)
+        for each in ({"loss": 2.001}, {"worst_cosine": 0.9992, "worst_tensor": "x"})
+    )
+    for rounds in ((off, turned), (turned, off)):
+        found = line_of("fused", [measured("fused", 100, parity=each) for each in rounds]).measured
+        assert found and found.parity == turned.model_copy(update={"loss": 2.001})
+
+
 @pytest.mark.parametrize(
     ("rounds", "word"),
     [
@@ -155,5 +165,7 @@ def test_a_speed_shown_by_the_measure_of_hf_says_so():
     near = GOOD.model_copy(update={"worst_cosine": 0.9912})
     line = line_of("fused", [measured("fused", 80, parity=near)], bar=0.9901)
     assert line.ms and "0.99120" in str(line.remark) and "0.99010" in str(line.remark)
-    assert line_of("fused", [measured("fused", 80)], bar=0.9901).remark is None
+    assert "| 0.99120† |" in markdown([comparison(line)])
+    plain = line_of("fused", [measured("fused", 80)], bar=0.9901)
+    assert plain.remark is None and "| 0.99950 |" in markdown([comparison(plain)])
     assert line_of("fused", [measured("fused", 80, parity=near)]).ms is None

@@ -10,9 +10,11 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import nn
 
+from core.kernels.lora_linear import Group
+from core.kernels.lora_linear.group import at_home
 from core.models.fused.backbone import fuse
 from core.models.fused.sites import FAMILIES as TYPES
-from core.models.fused.sites import Unsupported, projection_of, read_site
+from core.models.fused.sites import Home, Unsupported, addresses, projection_of, read_site
 from core.models.fused.state import FusedNotice
 from tests.core.models.fused.tiny import (
     ALL,
@@ -180,6 +182,23 @@ def test_weights_that_are_loaded_after_fusing_are_the_ones_that_count():
     same(model)
 
 
+@pytest.mark.parametrize("is_inference", [False, True])
+def test_expanded_4_bit_weights_are_forgotten_when_packed_ones_are_written_in_place(is_inference: bool):
+    from bitsandbytes.nn import Linear4bit
+
+    with torch.inference_mode(is_inference):
+        linear = Linear4bit(64, 64, bias=False, quant_type="nf4").to("cpu")
+        linear.weight.quant_state.dtype = torch.float32
+        group = Group([projection_of(linear, False)], torch.float32)
+        home = Home(at_home(group.projections, torch.float32), group.shape.ranks, addresses(group))
+        assert home.fits(group)
+        linear.load_state_dict({"weight": linear.weight.detach().flip(0)}, strict=False)
+    again = Group([projection_of(linear, False)], torch.float32)
+    # Tensors made in an inference do not count, and cannot be trained upon.
+    assert home.fits(again) is is_inference
+    assert Home(home.matrix, home.ranks, addresses(again)).fits(again)
+
+
 def test_a_fresh_adapter_gets_a_gradient_for_b_alone():
     model = pair("qwen3")
     for each in (model.theirs, model.ours):
@@ -313,6 +332,26 @@ def test_an_adapter_with_dropout_trains_by_pefts_code_and_is_looked_at_by_ours()
     model.ours.eval()
     with nothing_said():
         same(model)
+
+
+def test_the_micro_batch_is_chosen_for_layers_as_they_will_be_in_training(monkeypatch: pytest.MonkeyPatch):
+    """It is chosen when a loaded model is still in evaluation."""
+    state = pair("llama", lora_dropout=0.05).state
+    assert not state.layers.training
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FusedNotice)
+        assert set(state.sites()) == set(state.sites(is_training=False)) == {0, 1, 2}
+        assert state.sites(is_training=True) == {}
+        state.layers.train()
+        assert state.sites() == {}
+        assert set(state.sites(is_training=False)) == {0, 1, 2}
+        state.layers.eval()
+        state.device = torch.device("cuda")
+        assert state.best_micro_batch(16, 128, 4) == 4
+    attention = pair("llama").state
+    attention.layers[1].self_attn.attention_dropout = 0.1
+    with pytest.warns(FusedNotice, match="dropout in its attention"):
+        assert set(attention.sites(is_training=True)) == {0, 2}
 
 
 def test_an_adapter_of_another_family_runs_by_its_own_code():

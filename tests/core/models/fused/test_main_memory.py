@@ -1,0 +1,74 @@
+"""Free main memory in containers: what the machine has, or what their limit leaves."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from core.models.fused.main_memory import free_main_memory
+
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = type("Memory", (), {"available": 500 * MIB})
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+
+
+def second(folder: Path, most: object, used: object, stat: str = "") -> Path:
+    (folder / "memory.max").write_text(f"{most}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(stat)
+    return folder
+
+
+def first(folder: Path, most: object, used: object, stat: str = "") -> Path:
+    place = folder / "memory"
+    place.mkdir()
+    (place / "memory.limit_in_bytes").write_text(f"{most}\n")
+    (place / "memory.usage_in_bytes").write_text(f"{used}\n")
+    (place / "memory.stat").write_text(stat)
+    return folder
+
+
+def test_without_control_groups_it_is_the_machines(tmp_path: Path):
+    assert free_main_memory(tmp_path) == free_main_memory(tmp_path / "none") == 500 * MIB
+
+
+@pytest.mark.parametrize("version", [first, second])
+def test_a_limit_leaves_what_is_not_used(tmp_path: Path, version):
+    assert free_main_memory(version(tmp_path, 300 * MIB, 100 * MIB)) == 200 * MIB
+
+
+@pytest.mark.parametrize("version", [first, second])
+def test_a_limit_beyond_the_machine_does_not_count(tmp_path: Path, version):
+    assert free_main_memory(version(tmp_path, 2**63 - 4096, 100 * MIB)) == 500 * MIB
+
+
+@pytest.mark.parametrize("version", [first, second])
+def test_files_that_are_held_until_room_is_needed_are_free(tmp_path: Path, version):
+    name = "total_inactive_file" if version is first else "inactive_file"
+    stat = f"anon 7\ninactive_file_of_others 9\n{name} {60 * MIB}\nactive_file 5\n"
+    assert free_main_memory(version(tmp_path, 300 * MIB, 100 * MIB, stat)) == 260 * MIB
+
+
+@pytest.mark.parametrize("version", [first, second])
+def test_a_container_beyond_its_limit_has_nothing(tmp_path: Path, version):
+    assert free_main_memory(version(tmp_path, 100 * MIB, 101 * MIB)) == 0
+
+
+def test_no_limit_is_none(tmp_path: Path):
+    assert free_main_memory(second(tmp_path, "max", 100 * MIB)) == 500 * MIB
+
+
+@pytest.mark.parametrize(("most", "used"), [("", 5), (5, ""), ("nonsense", 5)])
+def test_a_file_that_cannot_be_read_limits_nothing(tmp_path: Path, most: object, used: object):
+    assert free_main_memory(second(tmp_path, most, used, "nonsense")) == 500 * MIB
+
+
+def test_asking_needs_no_torch():
+    code = "import sys, core.models.fused.main_memory; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
