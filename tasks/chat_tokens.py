@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from core.data.chat import ChatTokenizer
 
 LOADING = (
+    "core.kernels",
     "core.models.architectures",
     "core.models.devices",
     "core.models.engines",
     "core.models.failures",
     "core.models.files",
     "core.models.frameworks",
+    "core.models.fused",
     "core.models.hf",
     "core.models.loading",
     "core.models.quantized",

@@ -39,7 +39,6 @@ class Finetuned(PhaseResult[Checkpoint, TrainReport]):
 
 ENGINES = ("torch", "transformers", "tokenizers", "peft", "bitsandbytes", "accelerate")
 READS = (
-    "core.kernels",
     "core.models.adapter_files",
     "core.models.adapters",
     "core.models.base_identity",
@@ -61,6 +60,7 @@ READS = (
     "core.training.meter",
     "core.training.optim",
     "core.training.packing",
+    "core.training.room",
     "core.training.rows",
     "core.training.sft",
     "core.training.status",

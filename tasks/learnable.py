@@ -48,6 +48,7 @@ READS = (
     "core.training.optim",
     "core.training.overfit",
     "core.training.packing",
+    "core.training.room",
     "core.training.rows",
     "core.training.sft",
     "core.training.stopping",
