@@ -18,9 +18,10 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from core.models.scratch import LlamaShape, build_llama, save_model, train_tokenizer
 
 torch.set_num_threads(1)
-# The same examples every time, so that a red run means a change. FACTORY_FUZZ=1 looks for new ones.
-settings.register_profile("same", derandomize=True, database=None)
-settings.register_profile("new", database=None)
+# The same examples every time and no deadline, so that a red run means a change and not a busy machine.
+# FACTORY_FUZZ=1 looks for new ones.
+settings.register_profile("same", derandomize=True, database=None, deadline=None)
+settings.register_profile("new", database=None, deadline=None)
 settings.load_profile("new" if os.environ.get("FACTORY_FUZZ") else "same")
 
 TEXTS = [
