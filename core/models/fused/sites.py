@@ -120,14 +120,7 @@ def read_site(
     refuse_hooks(layer)
     is_training = layer.training if is_training is None else is_training
     attention: Any = layer.self_attn
-    found: list[Group] = []
-    for name, members in GROUPS.items():
-        projections = [projection_of(layer.get_submodule(each), is_training) for each in members]
-        group = Group(projections, dtype)
-        home = homes.get((index, name))
-        if home and home.fits(group):
-            group.home = home.matrix
-        found.append(group)
+    found = groups_of(layer, index, dtype, homes, is_training)
     heads = Heads(settings.num_attention_heads, settings.num_key_value_heads, attention.head_dim)
     if float(getattr(attention, "attention_dropout", 0.0) or 0.0) and is_training:
         raise Unsupported("it has dropout in its attention")
@@ -155,6 +148,21 @@ def read_site(
         kind if is_sandwich else "",
         tuple(weights_of(found)),
     )
+
+
+def groups_of(
+    layer: nn.Module, index: int, dtype: torch.dtype, homes: Homes, is_training: bool
+) -> list[Group]:
+    """Describe the linear layers by what they share, in the order of ``GROUPS``."""
+    found: list[Group] = []
+    for name, members in GROUPS.items():
+        projections = [projection_of(layer.get_submodule(each), is_training) for each in members]
+        group = Group(projections, dtype)
+        home = homes.get((index, name))
+        if home and home.fits(group):
+            group.home = home.matrix
+        found.append(group)
+    return found
 
 
 def weights_of(groups: list[Group]) -> Iterator[Tensor]:

@@ -66,7 +66,7 @@ def errs_no_more(found, same, exact, floor):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("v", [63, 1000, 8200])
+@pytest.mark.parametrize("v", [63, 1000, *([8200] if torch.cuda.is_available() else [])])
 def test_loss_and_gradients_err_no_more_than_pytorch_does(v, options, dtype):
     hidden, weight, targets, weights, bias = make(n=13, v=v, dtype=dtype)
     for token_weights, biased in ((None, None), (weights, None), (weights, bias)):
