@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.errors import ConfigError
+from core.models.fused.costs import FAMILIES
 
 DENSE = frozenset({
     "cohere", "cohere2", "gemma", "gemma2", "gemma3", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3",
     "qwen2", "qwen3", "smollm3", "starcoder2",
 })  # fmt: skip
 """Model types whose layers mix tokens by attention alone, so that a mask keeps documents apart."""
-FUSED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
+FUSED = FAMILIES
 """Model types that the fused engine keeps apart: its attention is told where documents begin."""
 SCALED = frozenset({"longrope", "su", "dynamic"})
 """Rope types whose angles depend on the longest document of a batch; su is an old name of longrope."""

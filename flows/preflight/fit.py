@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from core.models.fused.costs import HOST_SHARE, SPARE
 from core.models.fused.main_memory import free_main_memory
 from core.models.resources import (
     GB,
@@ -41,10 +42,6 @@ CLOSE = 1.1
 """An estimate this much above what is free may still fit: estimates are within a tenth of what was measured."""
 HEADROOM = 0.92
 """Share of the free memory that a recommendation fills: the allocator leaves gaps between tensors."""
-PLANNED = 0.96
-"""Share of the free memory that the fused engine plans with."""
-LOCKED = 0.5
-"""Share of the free main memory that it may lock."""
 RATED = 0.93
 """A card sold as 24 GB reports at least this share of it."""
 
@@ -124,8 +121,8 @@ def _outlook(config: RunConfig, shape: ModelShape, device: Device) -> Outlook | 
         config.lora,
         load,
         per_step=load.micro_batch * training.gradient_accumulation_steps,
-        free=int(PLANNED * (device.free - RUNTIME_BYTES)),
-        host=int(LOCKED * free_main_memory()),
+        free=int((1 - SPARE) * (device.free - RUNTIME_BYTES)),
+        host=int(HOST_SHARE * free_main_memory()),
         budget=None if budget == "auto" else budget,
     )
 

@@ -52,6 +52,16 @@ class Shape(NamedTuple):
         return any(self.biases)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the extended matrix."""
+        return self.n + self.spare, self.columns + self.spare
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the extended matrix."""
+        return math.prod(self.size) * self.dtype.itemsize
+
+    @property
     def spare(self) -> int:
         """Extra rows and columns."""
         used = self.rank + self.has_bias
@@ -68,10 +78,9 @@ class Scratch:
         """Return the matrix of a shape; zero wherever nothing is ever written."""
         found = self.matrices.get(shape)
         if found is None:
-            size = shape.n + shape.spare, shape.columns + shape.spare
             # Made in an inference, it must serve training too.
             with torch.inference_mode(False):
-                found = self.matrices[shape] = torch.zeros(size, dtype=shape.dtype, device=shape.device)
+                found = self.matrices[shape] = torch.zeros(shape.size, dtype=shape.dtype, device=shape.device)
         return found
 
     @property
@@ -255,7 +264,7 @@ class Group:
 def at_home(projections: Sequence[Projection], dtype: torch.dtype) -> Tensor:
     """Make an extended matrix that holds the frozen weights of 16 or 32 bits for good."""
     shape = Group(projections, dtype).shape
-    matrix = torch.zeros(shape.n + shape.spare, shape.columns + shape.spare, dtype=dtype, device=shape.device)
+    matrix = torch.zeros(shape.size, dtype=dtype, device=shape.device)
     row = 0
     for each in projections:
         write(each.weight, matrix[row : row + each.rows, : shape.columns])

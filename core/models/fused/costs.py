@@ -99,6 +99,14 @@ class LayerShape(NamedTuple):
         return self.window - self.window**2 / (2 * longest)
 
 
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
+"""Model types whose decoder layers are known to be what the fused function computes."""
+SPARE = 0.04
+"""Share of a GPU's memory that is left to fragmentation."""
+HOST_SHARE = 0.5
+"""Share of the free main memory that may be locked for what layers keep."""
+
+
 class Rates(NamedTuple):
     """How fast a GPU is; measured on an H200 (2026-11-21) unless said."""
 

@@ -57,7 +57,7 @@ class Recalled:
             return found
         _, done = self.attention()
         site = self.site
-        _, found, self.added = close(self.run, site.o, site.after_attention, flat(done), self.x())
+        found, self.added = close(self.run, site.o, site.after_attention, flat(done), self.x())
         return found
 
     def sublayer_out(self, name: str) -> Tensor | None:

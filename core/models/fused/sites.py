@@ -13,8 +13,6 @@ from core.kernels.lora_linear.group import at_home
 from core.kernels.nf4 import Packed
 from core.kernels.rope import Heads
 
-FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
-"""Model types whose decoder layers are known to be what ``Site`` describes."""
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu": "gelu",
 }  # fmt: skip
@@ -68,6 +66,11 @@ class Site(NamedTuple):
     def inner(self) -> int:
         """Return the width of the MLP."""
         return self.down.k
+
+    @property
+    def groups(self) -> tuple[Group, Group, Group, Group]:
+        """Return the linear layers by what they share, in the order of ``GROUPS``."""
+        return self.qkv, self.o, self.gate_up, self.down
 
     @property
     def hidden(self) -> int:
@@ -278,7 +281,7 @@ def settle(layers: nn.ModuleList, settings: Any, dtype: torch.dtype) -> dict[tup
             site = read_site(layer, settings, index, dtype, {})
         except Unsupported:
             continue
-        for name, group in zip(GROUPS, (site.qkv, site.o, site.gate_up, site.down), strict=True):
+        for name, group in zip(GROUPS, site.groups, strict=True):
             if group.spare and all(fits_home(each, dtype) for each in group.projections):
                 home = Home(at_home(group.projections, dtype), group.shape.ranks)
                 homes[index, name] = home
@@ -295,7 +298,7 @@ def addresses(group: Group) -> tuple[tuple[int, int], ...]:
 def unpacked(site: Site) -> dict[str, Home]:
     """Expand a layer's 4-bit weights for good, so that no pass has to do it again."""
     found = {}
-    for name, group in zip(GROUPS, (site.qkv, site.o, site.gate_up, site.down), strict=True):
+    for name, group in zip(GROUPS, site.groups, strict=True):
         where = addresses(group)
         if where and group.home is None:
             group.home = at_home(group.projections, group.shape.dtype)
@@ -305,10 +308,7 @@ def unpacked(site: Site) -> dict[str, Home]:
 
 def unpacked_bytes(site: Site) -> int:
     """Count what that takes."""
-    groups = [
-        each for each in (site.qkv, site.o, site.gate_up, site.down) if addresses(each) and each.home is None
-    ]
-    return sum((g.n + g.spare) * (g.k + g.spare) * g.shape.dtype.itemsize for g in groups)
+    return sum(each.shape.nbytes for each in site.groups if addresses(each) and each.home is None)
 
 
 def fits_home(projection: Projection, dtype: torch.dtype) -> bool:

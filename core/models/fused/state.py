@@ -13,6 +13,7 @@ from torch import nn
 from core.kernels.attention import Chooser
 from core.kernels.lora_linear import Scratch
 from core.kernels.nf4 import Packed
+from core.models.fused.costs import FAMILIES, HOST_SHARE, SPARE
 from core.models.fused.main_memory import free_main_memory
 from core.models.fused.passes import Angles
 from core.models.fused.policy import (
@@ -29,7 +30,6 @@ from core.models.fused.policy import (
     rates_of,
 )
 from core.models.fused.sites import (
-    FAMILIES,
     Home,
     Site,
     Unsupported,
@@ -49,14 +49,10 @@ SHRINK = 0.7
 """What is left of the budget when memory ran out."""
 LEAST_LEFT = 0.05
 """Share of the budget below which nothing more is given up."""
-SPARE = 0.04
-"""Share of the GPU that is left to fragmentation."""
 GRAIN = 512
 """Tokens that a plan is made for are a multiple of this."""
 LOGITS = 512 << 20
 """Bytes of a tile of logits."""
-HOST_SHARE = 0.5
-"""Share of the free main memory that may be locked for activations."""
 
 
 class FusedNotice(UserWarning):
@@ -225,14 +221,13 @@ class FusedState:
         if key not in self._plans:
             self._pack(sites)
             # What is free depends on what is held: the first plan for a size stands until memory runs out.
-            self._plans[key] = self._plan(sites, tokens, longest)
-            self._unpack(sites, self._room(sites, tokens) - self._plans[key].device_bytes, self._plans[key])
+            room = self._room(sites, tokens)
+            made = self._plans[key] = plan_layers(
+                self.shapes(sites), tokens, longest, max(0, room), self.host_room(), self.rates
+            )
+            self._unpack(sites, room - made.device_bytes, made)
         self.planned = self._plans[key]
         return dict(zip(sites, self.planned.policies, strict=True))
-
-    def _plan(self, sites: dict[int, Site], tokens: int, longest: int) -> Plan:
-        room = max(0, self._room(sites, tokens))
-        return plan_layers(self.shapes(sites), tokens, longest, room, self.host_room(), self.rates)
 
     def _room(self, sites: dict[int, Site], tokens: int) -> int:
         """Return the bytes that may be kept beside what a layer needs while it is computed."""
@@ -244,10 +239,13 @@ class FusedState:
 
     def _pack(self, sites: dict[int, Site]) -> None:
         """Let go of expanded 4-bit weights: a plan counts with the memory they take."""
-        self.homes = {key: home for key, home in self.homes.items() if not home.packed}
+        self._forget_expanded()
         for site in sites.values():
-            for group in (site.qkv, site.o, site.gate_up, site.down):
+            for group in site.groups:
                 group.home = None if addresses(group) else group.home
+
+    def _forget_expanded(self) -> None:
+        self.homes = {key: home for key, home in self.homes.items() if not home.packed}
 
     def _unpack(self, sites: dict[int, Site], left: int, made: Plan) -> None:
         """Spend what is left when nothing is computed again on 4-bit weights that stay expanded."""
@@ -278,9 +276,7 @@ class FusedState:
     def _to_come(self, sites: dict[int, Site]) -> int:
         """Count what the first step will still take: gradients, a state of the optimizer, extended weights."""
         trained = sum(each.numel() for site in sites.values() for each in site.parameters)
-        site = sites[min(sites)]
-        groups = [each for each in (site.qkv, site.o, site.gate_up, site.down) if each.home is None]
-        scratch = sum((g.n + g.spare) * (g.k + g.spare) * self.dtype.itemsize for g in groups)
+        scratch = sum(each.shape.nbytes for each in sites[min(sites)].groups if each.home is None)
         return 12 * trained + max(0, scratch - self.scratch.nbytes)
 
     @property
@@ -298,7 +294,7 @@ class FusedState:
         # What comes after the last "no" is another micro-batch, which may have all the room again.
         self._shrunk = self._shrunk * SHRINK if could else 1.0
         self._plans.clear()
-        self.homes = {key: home for key, home in self.homes.items() if not home.packed}
+        self._forget_expanded()
         return could
 
     def best_micro_batch(self, rows_per_step: int, window: int, wanted: int) -> int:

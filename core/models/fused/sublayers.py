@@ -94,7 +94,7 @@ def flat(done: Attended) -> Tensor:
 
 def close(
     run: Pass, group: Group, norm: Norm | None, x: Tensor, residual: Tensor
-) -> tuple[Tensor | None, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:
     """Project what a sublayer computed back to the model's width and add it to the residual.
 
     Args:
@@ -105,15 +105,14 @@ def close(
         residual: [t, e].
 
     Returns:
-        The adapters' inner values [t, R], the sum [t, e], and in a sandwich what was normalised.
+        The sum [t, e], and in a sandwich what was normalised.
     """
     matrix = group.fill(run.scratch)
     if norm is None:
-        found, low = group.added_to(matrix, x, residual)
-        return low, found, None
-    added, low = group.added_to(matrix, x, None)
+        return group.added_to(matrix, x, residual)[0], None
+    added, _ = group.added_to(matrix, x, None)
     found, _ = rms_norm(added, norm.weight, norm.eps, offset=norm.offset, residual=residual)
-    return low, found, added
+    return found, added
 
 
 def hidden_values(site: Site, gate_up: Tensor, *, over: bool) -> Tensor:

@@ -6,12 +6,11 @@ A step peaks in the backward pass of a layer, or at a tile of logits; what the l
 import math
 
 from core.models.config import LoraConfig
+from core.models.fused.costs import FAMILIES as FUSED
 from core.models.fused.policy import FULL, LayerShape, Plan, floor_bytes, plan_layers
 from core.models.resources.counting import adapted
 from core.models.resources.shapes import FAMILIES, ModelShape
 
-FUSED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
-"""Model types that have fused layers."""
 SPARE = 64
 """Adapters lie in extra rows and columns of a matrix, so many at a time."""
 TILE_NUMBERS = 1 << 28

@@ -9,8 +9,8 @@ import pytest
 from core.kernels.linear_cross_entropy.reference import TILE_NUMBERS as TILE
 from core.kernels.lora_linear.group import SPARE as EXTRA
 from core.models.config import LoraConfig
+from core.models.fused.costs import FAMILIES
 from core.models.fused.policy import FULL, Place, Plan, micro_batch_ms, plan, plan_layers
-from core.models.fused.sites import FAMILIES
 from core.models.resources import (
     GB,
     NF4_BYTES,

@@ -13,7 +13,7 @@ from torch import nn
 from core.kernels.lora_linear import Group
 from core.kernels.lora_linear.group import at_home
 from core.models.fused.backbone import fuse
-from core.models.fused.sites import FAMILIES as TYPES
+from core.models.fused.costs import FAMILIES as TYPES
 from core.models.fused.sites import Home, Unsupported, addresses, projection_of, read_site
 from core.models.fused.state import FusedNotice
 from tests.core.models.fused.tiny import (
