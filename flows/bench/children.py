@@ -6,7 +6,7 @@ from pathlib import Path
 
 from core.artifacts import write_json
 from core.errors import EngineFailed
-from core.models.random_base.shapes import SHAPES
+from core.models.random_base.shapes import SHAPES, is_made
 from core.training.benchmark.case import Case
 from core.training.benchmark.reports import Measured
 from flows.settings import measuring_environment
@@ -24,7 +24,7 @@ class Children:
         self.count = 0
 
     def base(self, name: str, *, tiny: bool) -> Path:
-        """Return the folder of a model; a named shape is drawn at random on first use.
+        """Return the folder of a model; a named shape is drawn at random on first use, and when its recipe changed.
 
         Raises:
             EngineFailed: If that did not work.
@@ -32,7 +32,7 @@ class Children:
         if name not in SHAPES:
             return Path(name)
         folder = self.bases / (f"{name}-tiny" if tiny else name)
-        if not (folder / "generation_config.json").is_file():
+        if not is_made(folder, name, tiny=tiny):
             command = ["core.models.random_base", name, str(folder), *(["--tiny"] if tiny else [])]
             try:
                 code, log = self._run(command)

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from core.models.fused.costs import HOST_SHARE, SPARE
+from core.models.fused.costs import H200, HOST_SHARE, SPARE
 from core.models.fused.main_memory import free_main_memory
 from core.models.resources import (
     GB,
@@ -104,8 +104,7 @@ def _fused_finding(config: RunConfig, shape: ModelShape, device: Device) -> Find
         return Finding(level="warning", kind="setting", where="model.framework", what=what)
     outlook = _outlook(config, shape, device)
     what = f"for the backward pass fused {outlook.words}" if outlook else "fused keeps what there is room for"
-    if outlook and "H200" not in device.words:
-        # The driver's tool does not tell the rates of a card; the engine asks the card itself.
+    if outlook and not device.rates and "H200" not in device.words:
         what += " (reckoned with the speeds of an H200; the run reckons with this card's)"
     return Finding(level="note", kind="hardware", where="training.activation_budget", what=what)
 
@@ -124,6 +123,7 @@ def _outlook(config: RunConfig, shape: ModelShape, device: Device) -> Outlook | 
         free=int((1 - SPARE) * (device.free - RUNTIME_BYTES)),
         host=int(HOST_SHARE * free_main_memory()),
         budget=None if budget == "auto" else budget,
+        rates=device.rates or H200,
     )
 
 

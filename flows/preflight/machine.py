@@ -10,7 +10,9 @@ from typing import NamedTuple
 import psutil
 
 from core.errors import ResourceError
+from core.models.fused.costs import Rates
 from core.models.resources import GB
+from flows.preflight.card import find_rates
 
 INTEGER_PROCESSORS = frozenset({"x86_64", "amd64", "aarch64", "arm64"})
 
@@ -24,6 +26,8 @@ class Device(NamedTuple):
     """Bytes that a run could take."""
     total: int
     """Bytes there are."""
+    rates: Rates | None = None
+    """How fast it is; None where nobody tells."""
 
 
 def find_device() -> Device:
@@ -42,7 +46,8 @@ def read_gpu(tool: str) -> Device | None:
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
         name, total, free = answer.splitlines()[0].rsplit(",", 2)
-        return Device(f"{name}, {int(total) / 1024:.1f} GB", True, int(free) * 1024**2, int(total) * 1024**2)
+        words = f"{name}, {int(total) / 1024:.1f} GB"
+        return Device(words, True, int(free) * 1024**2, int(total) * 1024**2, find_rates(name))
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None  # no driver behind the tool, or a GPU that shares the machine's memory ("[N/A]")
 

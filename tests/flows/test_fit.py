@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from core.models.fused.costs import H200
 from core.models.resources import GB, PUBLISHED
 from flows.preflight.fit import find_advice, find_estimates, find_shortfalls
 from flows.preflight.machine import Device
@@ -173,7 +174,7 @@ def with_main_memory(monkeypatch: pytest.MonkeyPatch, gb: float) -> None:
 
 def test_fused_tells_what_it_will_keep(monkeypatch: pytest.MonkeyPatch) -> None:
     with_main_memory(monkeypatch, 64)
-    found = about(*fused(9), "training.activation_budget")
+    found = about(*fused(11), "training.activation_budget")
     assert found is not None
     assert (found.level, found.kind) == ("note", "hardware")
     assert found.what.startswith(
@@ -194,6 +195,16 @@ def test_a_card_other_than_the_measured_one_is_told_whose_speeds_are_used(name: 
     found = about(config, device._replace(words=name), "training.activation_budget")
     assert found is not None
     assert ("speeds of an H200" in found.what) is is_told
+
+
+def test_a_card_whose_speed_is_known_is_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_main_memory(monkeypatch, 64)
+    config, device = fused(20)
+    slow = device._replace(words="NVIDIA L4, 22.5 GB", rates=H200._replace(host=1e9))
+    found, usual = (about(config, each, "training.activation_budget") for each in (slow, device))
+    assert found is not None and usual is not None
+    assert "speeds of" not in found.what
+    assert found.what.split(" (")[0] != usual.what.split(" (")[0]
 
 
 def test_what_fused_needs_is_what_it_has_planned_for() -> None:

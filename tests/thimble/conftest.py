@@ -2,20 +2,26 @@
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pytest
 
 from flows.servers import down, up
-from flows.settings import Settings
+from flows.settings import Settings, prefect_environment
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "tests/thimble/tiny.yaml"
+CLI = ("-m", "flows.cli")
+LIMIT = 300
+"""Seconds after which a command hangs."""
 
 
 class Ran(NamedTuple):
@@ -40,31 +46,73 @@ class Ran(NamedTuple):
 class Factory:
     """Runs the command line in a workspace."""
 
-    def __init__(self, home: Path, api: str) -> None:
-        self.home = home
+    def __init__(self, settings: Settings, api: str) -> None:
+        self.home = settings.home
         self.environment = {
-            **os.environ, "FACTORY_HOME": str(home), "PREFECT_API_URL": api, "PYTHONPATH": str(ROOT),
+            **os.environ, "FACTORY_HOME": str(self.home), "PREFECT_API_URL": api, "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
         }  # fmt: skip
+        # Libraries look at these when they are imported, which a command does after it has set them.
+        self._warm = Warm({**prefect_environment(settings, api), **self.environment})
 
     @property
     def mlflow_uri(self) -> str:
         return f"sqlite:///{self.home / 'mlflow.db'}"
 
-    def command(
-        self, *arguments: str, script: tuple[str, ...] = ("-m", "flows.cli")
-    ) -> subprocess.CompletedProcess[str]:
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as a user's shell does."""
         return subprocess.run(
-            [sys.executable, *script, *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True,
-            check=False, timeout=300,
+            [sys.executable, *CLI, *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True,
+            check=False, timeout=LIMIT,
         )  # fmt: skip
 
-    def run(self, workspace: Path, *options: str, config: str = CONFIG) -> Ran:
-        return parsed(self.command("run", config, "--workspace", str(workspace), "--json", *options))
+    def run(self, workspace: Path, *options: str, config: str = CONFIG, cold: bool = False) -> Ran:
+        """Run the factory, in a fork that finds the large libraries imported unless it is to start cold."""
+        arguments = ("run", config, "--workspace", str(workspace), "--json", *options)
+        done = self.command(*arguments) if cold else self._warm.run(self.environment, *CLI, *arguments)
+        return parsed(done)
 
     def kill_in(self, phase: str, name: str, workspace: Path) -> Ran:
         script = ("tests/thimble/kill_in.py", phase, name)
-        return parsed(self.command("run", CONFIG, "--workspace", str(workspace), "--json", script=script))
+        arguments = ("run", CONFIG, "--workspace", str(workspace), "--json")
+        return parsed(self._warm.run(self.environment, *script, *arguments))
+
+    def close(self) -> None:
+        self._warm.close()
+
+
+class Warm:
+    """A process that has the large libraries imported and forks for every command: see warm.py."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = environment
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(self, environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
+        process = self._process = self._process or self._start()
+        assert process.stdin and process.stdout
+        with TemporaryDirectory() as folder:
+            out, err = Path(folder, "out"), Path(folder, "err")
+            request = {"command": command, "environment": environment, "out": str(out), "err": str(err)}
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            if not select.select([process.stdout], [], [], LIMIT)[0]:
+                pytest.fail(f"not done after {LIMIT} s: {err.read_text()[-2000:]}")
+            code = int(process.stdout.readline())
+            return subprocess.CompletedProcess(command, code, out.read_text(), err.read_text())
+
+    def _start(self) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("warm.py"))], cwd=ROOT, env=self._environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """End it, and a command that hangs."""
+        if self._process is not None:
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.communicate()
 
 
 def parsed(done: subprocess.CompletedProcess[str]) -> Ran:
@@ -79,7 +127,9 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
     # Workers look for free ports at the same moment; each starts looking elsewhere.
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     servers = up(settings, prefect_port=4300 + 20 * worker, mlflow_port=5300 + 20 * worker)
-    yield Factory(home, servers.prefect_api_url)
+    factory = Factory(settings, servers.prefect_api_url)
+    yield factory
+    factory.close()
     down(settings)
 
 

@@ -1,16 +1,29 @@
 """Gated linear units: the activated gate times the up projection, and the gradient of both."""
 
+from collections.abc import Iterable
 from typing import get_args
 
 import torch
 
 from core.kernels.backend import runs_fused
 from core.kernels.glu import reference
-from core.kernels.glu.reference import Activation
+from core.kernels.glu.reference import Activation, GluGradients
 
-__all__ = ["ACTIVATIONS", "Activation", "glu", "glu_backward"]
+__all__ = [
+    "ACTIVATIONS",
+    "MOST_RANKS",
+    "Activation",
+    "GluGradients",
+    "fits_thin",
+    "glu",
+    "glu_backward",
+    "glu_gradients",
+    "glu_low",
+]
 
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+MOST_RANKS = 64
+"""Ranks of one thin product that its kernel keeps in registers."""
 
 
 def glu(gate_up: torch.Tensor, activation: Activation, *, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -65,6 +78,95 @@ def glu_backward(
 
         return fused.glu_backward(dh, gate_up, activation, h_out=h_out, out=out)
     return reference.glu_backward(dh, gate_up, activation, h_out=h_out, out=out)
+
+
+def fits_thin(ranks: Iterable[int], dtype: torch.dtype, device: torch.device) -> bool:
+    """Tell whether ``glu_low`` and ``glu_gradients`` save anything, or ``glu``, ``glu_backward`` and products are to be taken.
+
+    Args:
+        ranks: Of each thin product.
+        dtype: What is computed in.
+        device: Where; without the fused kernels there is nothing to lose.
+    """
+    return not runs_fused(device) or (dtype.itemsize == 2 and max(ranks, default=0) <= MOST_RANKS)
+
+
+def glu_low(
+    gate_up: torch.Tensor,
+    activation: Activation,
+    narrow: torch.Tensor,
+    *,
+    ranks: int,
+    out: torch.Tensor | None = None,
+    low_out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Multiply the activated gate with the up projection, and the result with the adapters' A below.
+
+    Args:
+        gate_up: as for ``glu`` [n, 2f].
+        activation: likewise.
+        narrow: scaled A of the adapters [R, f], any row stride.
+        ranks: how many of its rows count, at least 1; the others are not read.
+        out: where h is written [n, f], may be the first columns of `gate_up` itself; None allocates.
+        low_out: where the inner values are written [n, R], may be further columns of `gate_up`, which up's place then
+            is lost to; None allocates.
+
+    Returns:
+        h as from ``glu`` [n, f], and low = h narrow' [n, R] of the rounded h, summed in float32 and rounded once, zero
+        from column `ranks` on.
+
+    Raises:
+        ValueError: if the activation is none of the three.
+    """
+    _check(activation)
+    if runs_fused(gate_up.device) and fits_thin([ranks], gate_up.dtype, gate_up.device):
+        from core.kernels.glu import fused_thin
+
+        return fused_thin.glu_low(gate_up, activation, narrow, ranks=ranks, out=out, low_out=low_out)
+    return reference.glu_low(gate_up, activation, narrow, ranks=ranks, out=out, low_out=low_out)
+
+
+def glu_gradients(
+    dh: torch.Tensor,
+    gate_up: torch.Tensor,
+    activation: Activation,
+    *,
+    low: torch.Tensor,
+    ranks: tuple[int, int],
+    d_low: torch.Tensor,
+    rank_down: int,
+    out: torch.Tensor | None = None,
+) -> GluGradients:
+    """Carry h's gradient to gate and up, and to the adapters' matrices that touch any of the three.
+
+    h itself is computed again but not written.
+
+    Args:
+        dh: gradient of h [n, f].
+        gate_up: the forward pass's input [n, 2f].
+        activation: as in the forward pass.
+        low: inner values of the gate's adapters and then of up's [n, ranks or more], any row stride.
+        ranks: of the gate's adapters together and of up's; each may be 0.
+        d_low: gradient of the inner values of the adapters below, whose input is h [n, rank_down or more].
+        rank_down: of those; may be 0.
+        out: where the gradient is written [n, 2f], may be `gate_up` itself; None allocates.
+
+    Returns:
+        The gradients. Sums over rows are of rounded factors, in float32 (float64 for float64).
+
+    Raises:
+        ValueError: if the activation is none of the three.
+    """
+    _check(activation)
+    if runs_fused(gate_up.device) and fits_thin([*ranks, rank_down], gate_up.dtype, gate_up.device):
+        from core.kernels.glu import fused_thin
+
+        return fused_thin.glu_gradients(
+            dh, gate_up, activation, low=low, ranks=ranks, d_low=d_low, rank_down=rank_down, out=out
+        )
+    return reference.glu_gradients(
+        dh, gate_up, activation, low=low, ranks=ranks, d_low=d_low, rank_down=rank_down, out=out
+    )
 
 
 def _check(activation: str) -> None:

@@ -1,7 +1,7 @@
 """Gated linear units in Triton: one elementwise pass over the rows, each number read and written once."""
 
 # Kernels are a species of their own: Triton types the arguments, constants are written in capitals.
-# ruff: noqa: ANN001, ANN202, N803
+# ruff: noqa: ANN001, ANN201, ANN202, N803
 
 import functools
 
@@ -15,6 +15,8 @@ from core.kernels.glu.reference import TANH_CUBIC, TANH_SCALE, Activation
 CUBIC = tl.constexpr(TANH_CUBIC)
 TRIPLE_CUBIC = tl.constexpr(3.0 * TANH_CUBIC)
 DOUBLE_SCALE = tl.constexpr(2.0 * TANH_SCALE)
+MINUS_LOG2E = tl.constexpr(-1.4426950408889634)
+MINUS_DOUBLE_SCALE = tl.constexpr(-2.0 * TANH_SCALE * 1.4426950408889634)
 ROOT_HALF = tl.constexpr(0.7071067811865476)
 ROOT_TWO_PI = tl.constexpr(2.5066282746310002)
 
@@ -65,34 +67,33 @@ def _tile(width: int) -> tuple[int, int, int]:
 
 
 @triton.jit
-def _doubled(gate):
-    """Return twice the argument of the tanh."""
-    return gate * DOUBLE_SCALE * (1.0 + gate * gate * CUBIC)
-
-
-@triton.jit
-def _share(gate, ACTIVATION: tl.constexpr):
-    """Return the factor that the activation lets through: activation(gate) = gate * share(gate)."""
+def share_of(gate, one, ACTIVATION: tl.constexpr):
+    """Return the factor that the activation lets through, activation(gate) = gate * share, and the power in it."""
     if ACTIVATION == "silu":
-        share = 1.0 / (1.0 + tl.exp(-gate))
+        power = tl.exp2(gate * MINUS_LOG2E)
+        root = tl.rsqrt(one + power)
+        share = root * root
     elif ACTIVATION == "gelu_tanh":
         # (1 + tanh(z)) / 2 is the sigmoid of 2z: no tanh needed, nothing overflows to NaN, nothing cancels.
-        share = 1.0 / (1.0 + tl.exp(-_doubled(gate)))
+        power = tl.exp2(tl.minimum(gate * MINUS_DOUBLE_SCALE * (one + gate * gate * CUBIC), 126.0))
+        root = tl.rsqrt(one + power)
+        share = root * root
     else:
         tl.static_assert(ACTIVATION == "gelu")
-        share = 0.5 * (1.0 + tl.erf(gate * ROOT_HALF))
-    return share
+        power = 0.0
+        share = 0.5 * (one + tl.erf(gate * ROOT_HALF))
+    return share, power
 
 
 @triton.jit
-def _slope(gate, share, ACTIVATION: tl.constexpr):
+def slope_of(gate, share, power, ACTIVATION: tl.constexpr):
     """Return the activation's derivative share + gate * share'."""
     if ACTIVATION == "silu":
         slope = share * (1.0 + gate * (1.0 - share))
     elif ACTIVATION == "gelu_tanh":
         inner = (1.0 + gate * gate * TRIPLE_CUBIC) * DOUBLE_SCALE
-        # Not 1 - share: its last digit would be multiplied by gate cubed.
-        slope = share + gate * share * inner / (1.0 + tl.exp(_doubled(gate)))
+        # power * share, not 1 - share: its last digit would be multiplied by gate cubed.
+        slope = share + gate * share * inner * (power * share)
     else:
         slope = share + gate * tl.exp(-0.5 * gate * gate) / ROOT_TWO_PI
     return slope
@@ -109,7 +110,8 @@ def _glu_forward(
     start = gate_up + row * gate_up_stride
     gate = tl.load(start + column, mask=real, other=0.0).to(tl.float32)
     up = tl.load(start + width + column, mask=real, other=0.0).to(tl.float32)
-    result = gate * _share(gate, ACTIVATION) * up
+    share, _ = share_of(gate, 1.0, ACTIVATION)
+    result = gate * share * up
     tl.store(h + row * h_stride + column, result.to(h.dtype.element_ty), mask=real)
 
 
@@ -128,9 +130,9 @@ def _glu_backward(
     gate = tl.load(start + column, mask=real, other=0.0).to(tl.float32)
     up = tl.load(start + width + column, mask=real, other=0.0).to(tl.float32)
     upstream = tl.load(dh + row * dh_stride + column, mask=real, other=0.0).to(tl.float32)
-    share = _share(gate, ACTIVATION)
+    share, power = share_of(gate, 1.0, ACTIVATION)
     activated = gate * share
-    gate_gradient = upstream * up * _slope(gate, share, ACTIVATION)
+    gate_gradient = upstream * up * slope_of(gate, share, power, ACTIVATION)
     up_gradient = upstream * activated
     target = gradient + row * gradient_stride
     tl.store(h + row * h_stride + column, (activated * up).to(h.dtype.element_ty), mask=real)

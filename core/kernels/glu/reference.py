@@ -1,7 +1,7 @@
 """The definition of the gated linear units in plain PyTorch: any device, any float dtype, one rounding at the end."""
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -10,6 +10,21 @@ Activation = Literal["silu", "gelu_tanh", "gelu"]
 # GELU's tanh approximation, arXiv 1606.08415, section 2.
 TANH_SCALE = math.sqrt(2.0 / math.pi)
 TANH_CUBIC = 0.044715
+
+
+class GluGradients(NamedTuple):
+    """What the backward pass makes of a gated linear unit between adapters; sums in float32 (float64 for float64)."""
+
+    gate_up: torch.Tensor
+    """Gradient of gate and up [n, 2f]."""
+    b_gate: torch.Tensor
+    """Gradient of B of the gate's adapters, side by side [f, r]; any strides."""
+    b_up: torch.Tensor
+    """Gradient of B of up's adapters [f, r]; any strides."""
+    a_down: torch.Tensor
+    """Gradient of A of the adapters below, one below the other [r, f]."""
+    dot: torch.Tensor
+    """Each row's product of gate and up with their gradient, before that is rounded [n]."""
 
 
 def glu(gate_up: torch.Tensor, activation: Activation, *, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -33,6 +48,49 @@ def glu_backward(
     h = activated * up
     gradient = torch.cat((wide * up * _slope(gate, activation), wide * activated), dim=-1)
     return _written(h, dh.dtype, h_out), _written(gradient, gate_up.dtype, out)
+
+
+def glu_low(
+    gate_up: torch.Tensor,
+    activation: Activation,
+    narrow: torch.Tensor,
+    *,
+    ranks: int,
+    out: torch.Tensor | None = None,
+    low_out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return h [n, f] and h narrow' [n, R], zero from column ``ranks`` on."""
+    h = glu(gate_up, activation)
+    low = gate_up.new_zeros(gate_up.shape[0], narrow.shape[0])
+    low[:, :ranks] = _widened(h) @ _widened(narrow[:ranks]).t()
+    return _written(h, h.dtype, out), _written(low, h.dtype, low_out)
+
+
+def glu_gradients(
+    dh: torch.Tensor,
+    gate_up: torch.Tensor,
+    activation: Activation,
+    *,
+    low: torch.Tensor,
+    ranks: tuple[int, int],
+    d_low: torch.Tensor,
+    rank_down: int,
+    out: torch.Tensor | None = None,
+) -> GluGradients:
+    """Return all gradients that need what a gated linear unit computes."""
+    exact = glu_backward(_widened(dh), _widened(gate_up), activation)[1]
+    dot = (exact * _widened(gate_up)).sum(dim=1)
+    h = _widened(glu(gate_up, activation))
+    gradient = exact.to(gate_up.dtype)
+    of_gate, of_up = _widened(gradient).chunk(2, dim=1)
+    of_low = _widened(low[:, : sum(ranks)])
+    return GluGradients(
+        _written(gradient, gate_up.dtype, out),
+        of_gate.t() @ of_low[:, : ranks[0]],
+        of_up.t() @ of_low[:, ranks[0] :],
+        _widened(d_low[:, :rank_down]).t() @ h,
+        dot,
+    )
 
 
 def _activated(gate: torch.Tensor, activation: Activation) -> torch.Tensor:

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from core.kernels.linear_cross_entropy.reference import Outcome, Shape, tiles
+from core.kernels.products import multiply
 
 
 @triton.jit
@@ -164,7 +165,7 @@ def linear_cross_entropy(
     d_weight = torch.zeros(v, e, dtype=torch.float32, device=hidden.device) if need_weight_grad else None
     for start, stop in cuts:
         rows, tile = hidden[start:stop], products[: stop - start]
-        torch.mm(rows, weight.T, out=tile)
+        multiply(rows, weight.T, out=tile)
         label_weights = None if weights is None else weights[start:stop]
         to_losses(
             tile,
@@ -176,7 +177,7 @@ def linear_cross_entropy(
             need_grad or need_weight_grad,
         )
         if d_hidden is not None:
-            torch.mm(tile, weight, out=d_hidden[start:stop])
+            multiply(tile, weight, out=d_hidden[start:stop])
         if d_weight is not None:
             d_weight += tile.T @ rows
     return Outcome(losses.sum(), d_hidden, d_weight)

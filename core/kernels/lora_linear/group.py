@@ -21,6 +21,7 @@ from torch import Tensor
 from core.kernels.backend import runs_fused
 from core.kernels.lora_linear.reference import Projection
 from core.kernels.nf4 import Packed, dequantize
+from core.kernels.products import multiply
 
 SPARE = 64
 """Extra rows and columns come in multiples of this, which keeps every row of the matrix on a 128-byte boundary."""
@@ -178,16 +179,16 @@ class Group:
             x: [t, k + R] from ``inputs``, its first k columns written.
         """
         self.widen(matrix, x)
-        return torch.mm(x, matrix[: self.n].t())
+        return multiply(x, matrix[: self.n].t())
 
     def forward_into(self, matrix: Tensor, x: Tensor, out: Tensor) -> Tensor:
         """Like ``forward``, into [t, n] of any row stride."""
         self.widen(matrix, x)
         return self.product(matrix, x, out)
 
-    def product(self, matrix: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    def product(self, matrix: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Compute the outputs from an input whose extra columns are written, into [t, n] of any row stride."""
-        return torch.mm(x, matrix[: self.n].t(), out=out)
+        return multiply(x, matrix[: self.n].t(), out=out)
 
     def added_to(self, matrix: Tensor, x: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Compute the outputs from an input without extra columns, added to something before they are rounded.
@@ -202,12 +203,12 @@ class Group:
         """
         weight = matrix[: self.n, : self.k].t()
         if not self.spare:
-            return (torch.mm(x, weight) if other is None else torch.addmm(other, x, weight)), None
+            return (multiply(x, weight) if other is None else torch.addmm(other, x, weight)), None
         low = self.low(matrix, x)
         if self.shape.has_bias:
             low[:, self.shape.rank].fill_(1.0)
         up = matrix[: self.n, self.k :]
-        return plus_low_rank(other, low, up).addmm_(x, weight), low
+        return multiply(x, weight, out=plus_low_rank(other, low, up), onto=True), low
 
     def widen(self, matrix: Tensor, x: Tensor) -> None:
         """Write x (sA)' into the extra columns of an input; the ways to compute outputs do so themselves."""
@@ -233,8 +234,23 @@ class Group:
 
     def input_gradient(self, matrix: Tensor, dy: Tensor, out: Tensor | None = None) -> Tensor:
         """Compute the input's gradient [t, k] from a widened one; into ``out``, of any row stride, if given."""
-        back = matrix[:, : self.k]
-        return torch.mm(dy, back) if out is None else torch.mm(dy, back, out=out)
+        return multiply(dy, matrix[:, : self.k], out=out)
+
+    def gradients_apart(self, matrix: Tensor, dy: Tensor) -> Tensor:
+        """Compute dy [W B] in one product: [t, k + R].
+
+        The first k columns are the input's gradient but for the adapters' share, which is what the rank columns after
+        them times ``narrow`` gives; whoever reads the gradient next adds it, and dy is not read again for dy B.
+
+        Args:
+            matrix: From ``fill``, with the adapters of the forward pass.
+            dy: [t, n], any row stride.
+        """
+        return multiply(dy[:, : self.n], matrix[: self.n])
+
+    def narrow(self, matrix: Tensor) -> Tensor:
+        """View the adapters' sA in the extended matrix: [R, k], zero below the rank."""
+        return matrix[self.n :, : self.k]
 
     def adapter_gradients(self, dy: Tensor, x: Tensor, low: Tensor) -> tuple[Tensor, ...]:
         """Compute the gradients A, B, A, B, .. in the order of the projections and their adapters.
@@ -249,15 +265,32 @@ class Group:
             return ()
         down = exact_product(dy[:, n : n + rank].t(), x[:, : self.k])
         up = exact_product(dy[:, :n].t(), low[:, :rank])
-        found: list[Tensor] = []
-        row = column = 0
+        return self.dealt_out(down, self.apart(up))
+
+    def apart(self, up: Tensor) -> list[Tensor]:
+        """Cut dy' low [n, R] into each projection's own rows and ranks."""
+        found, row, column = [], 0, 0
         for each in self.projections:
+            found.append(up[row : row + each.rows, column : column + each.rank])
+            row, column = row + each.rows, column + each.rank
+        return found
+
+    def dealt_out(self, down: Tensor, ups: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Give every adapter its gradients: A, B, A, B, .. in the order of the projections and their adapters.
+
+        Args:
+            down: (dy B)' x of all adapters [R, k].
+            ups: dy' low of each projection [its outputs, its ranks].
+        """
+        found: list[Tensor] = []
+        row = 0
+        for each, up in zip(self.projections, ups, strict=True):
+            column = 0
             for a, b, scale in each.adapters:
-                columns = slice(column, column + int(a.shape[0]))
-                found.append(scaled(down[columns], scale).to(a.dtype))
-                found.append(up[row : row + each.rows, columns].to(b.dtype))
-                column = columns.stop
-            row += each.rows
+                rank = int(a.shape[0])
+                found.append(scaled(down[row : row + rank], scale).to(a.dtype))
+                found.append(up[:, column : column + rank].to(b.dtype))
+                row, column = row + rank, column + rank
         return tuple(found)
 
 

@@ -5,7 +5,7 @@ import torch
 from core.kernels.backend import runs_fused
 from core.kernels.rms_norm import reference
 
-__all__ = ["accumulate_rms_norm", "rms_norm", "rms_norm_backward"]
+__all__ = ["accumulate_rms_norm", "rms_norm", "rms_norm_backward", "rms_norm_backward_low"]
 
 
 def rms_norm(
@@ -98,3 +98,52 @@ def rms_norm_backward(
 
         return fused.rms_norm_backward(dy, x, weight, rstd, offset=offset, add=add, out=out)
     return reference.rms_norm_backward(dy, x, weight, rstd, offset=offset, add=add, out=out)
+
+
+def rms_norm_backward_low(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    rstd: torch.Tensor,
+    dot: torch.Tensor,
+    low: torch.Tensor,
+    narrow: torch.Tensor,
+    *,
+    rank: int | None = None,
+    offset: float = 0.0,
+    add: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Carry a gradient through the norm that lacks the adapters' share, and add that share on the way.
+
+    With y the norm's result and z = [W B] [y ; (sA) y], what the layers after it make of it, one product gives
+    dz [W B] = [dz W, dz B]. Its first columns lack (dz B) (sA), which costs nothing here, where they are read
+    anyway. The sum over a row that the norm's gradient asks for is known beforehand: the whole gradient of y is dz's
+    product with the matrix that made z, so its product with y is <dz, z>.
+
+    Args:
+        dy: gradient of y without the adapters' share [n, e].
+        x: what was normalised [n, e].
+        weight: scale [e].
+        rstd: reciprocal root mean squares [n], as the forward pass returned them.
+        dot: <dz, z> [n] in float32 (float64 for float64), z without the layers' biases.
+        low: dz B [n, R] in dy's dtype.
+        narrow: sA [R, e] in dy's dtype.
+        rank: columns of ``low`` and rows of ``narrow`` that count; None for all. The others are not read.
+        offset: added to the weight.
+        add: a gradient that reached x by another path, added before the one rounding [n, e].
+        out: where the gradient is written [n, e], may be `dy` or `add` itself; None allocates. ``low`` may lie
+            beside it in the same rows and stays as it is.
+
+    Returns:
+        The gradient of x [n, e] in dy's dtype.
+    """
+    if runs_fused(x.device) and x.dtype != torch.float64:
+        from core.kernels.rms_norm import fused
+
+        return fused.rms_norm_backward_low(
+            dy, x, weight, rstd, dot, low, narrow, rank=rank, offset=offset, add=add, out=out
+        )
+    return reference.rms_norm_backward_low(
+        dy, x, weight, rstd, dot, low, narrow, rank=rank, offset=offset, add=add, out=out
+    )

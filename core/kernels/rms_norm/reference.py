@@ -57,6 +57,31 @@ def rms_norm_backward(
     return _written(dx, dy.dtype, out)
 
 
+def rms_norm_backward_low(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    rstd: torch.Tensor,
+    dot: torch.Tensor,
+    low: torch.Tensor,
+    narrow: torch.Tensor,
+    *,
+    rank: int | None = None,
+    offset: float = 0.0,
+    add: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return dx = rstd * (full * (offset + weight) - x * rstd * dot / e) (+ add) [n, e] with full = dy + low narrow."""
+    wide = _widened(x)
+    scale = rstd.unsqueeze(-1)
+    full = torch.addmm(dy.to(wide.dtype), low[:, :rank].to(wide.dtype), narrow[:rank].to(wide.dtype))
+    mean = dot.unsqueeze(-1) / x.shape[1]
+    dx = scale * (full * (offset + weight.to(wide.dtype)) - wide * scale * mean)
+    if add is not None:
+        dx = dx + add
+    return _written(dx, dy.dtype, out)
+
+
 def _widened(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 

@@ -4,15 +4,19 @@ Gradients are written over what has just been read: of gu over gu, of the MLP's 
 written to x, so a graph that is kept can be walked again: what is gone by then is computed again from x.
 """
 
+from typing import NamedTuple
+
 from torch import Tensor
 
-from core.kernels.glu import glu, glu_backward
-from core.kernels.rms_norm import rms_norm, rms_norm_backward
+from core.kernels.glu import glu, glu_backward, glu_gradients
+from core.kernels.lora_linear import Group
+from core.kernels.lora_linear.group import exact_product
+from core.kernels.rms_norm import rms_norm, rms_norm_backward, rms_norm_backward_low
 from core.kernels.rope import rope_backward
 from core.models.fused.passes import Pass
 from core.models.fused.recalled import Recalled
 from core.models.fused.sites import Norm
-from core.models.fused.sublayers import flat, normed
+from core.models.fused.sublayers import flat, is_thin, normed, of_narrow, ranks_of
 
 
 def backward(
@@ -42,33 +46,110 @@ def mlp_backward(run: Pass, recalled: Recalled, dy: Tensor) -> tuple[Tensor, tup
         adapters of gate_up and down.
     """
     site, index, tokens = recalled.site, recalled.index, dy.shape[0]
-    up, down, f, e = site.gate_up, site.down, site.inner, site.hidden
-    residual = recalled.residual()
-    matrix = up.fill(run.scratch)
-    wide, rstd = normed(site.before_mlp, residual, up)
+    residual, matrix = recalled.residual(), site.gate_up.fill(run.scratch)
     gate_up = run.store.take(index, "gate_up")
-    recall_low(run, index, "low_up", wide[:, e:])
     if gate_up is None:
-        gate_up = up.gradients(tokens)
-        up.product(matrix, wide, gate_up[:, : 2 * f])
-    back = down.fill(run.scratch)
+        wide, _ = normed(site.before_mlp, residual, site.gate_up)
+        recall_low(run, index, "low_up", wide[:, site.hidden :])
+        gate_up = site.gate_up.gradients(tokens)
+        site.gate_up.product(matrix, wide, gate_up[:, : 2 * site.inner])
+        del wide
+    back = site.down.fill(run.scratch)
     d_out = run.handed_to(index, dy)
     if d_out is None:
-        d_out = down.gradients(tokens)
-        sublayer_gradient(run, recalled, site.after_mlp, "mlp_out", dy, d_out[:, :e])
-    down.widen_gradient(back, d_out)
-    dh = down.input_gradient(back, d_out)
-    h, _ = glu_backward(dh, gate_up[:, : 2 * f], site.activation, h_out=dh, out=gate_up[:, : 2 * f])
+        d_out = site.down.gradients(tokens)
+        sublayer_gradient(run, recalled, site.after_mlp, "mlp_out", dy, d_out[:, : site.hidden])
+    site.down.widen_gradient(back, d_out)
+    dh = site.down.input_gradient(back, d_out)
+    walk = through_gate_thin if is_thin(site) else through_gate
+    return walk(run, recalled, Middle(matrix, residual, gate_up, dh, d_out, dy))
+
+
+class Middle(NamedTuple):
+    """What the two ways back through the gated unit begin with."""
+
+    matrix: Tensor
+    """The up projection's extended one."""
+    residual: Tensor
+    """[t, e]."""
+    gate_up: Tensor
+    """[t, 2f + R]; written over."""
+    dh: Tensor
+    """The gradient of the hidden values [t, f]; written over."""
+    d_out: Tensor
+    """The down projection's, widened [t, e + R]."""
+    dy: Tensor
+    """The layer's own [t, e]."""
+
+
+def through_gate(run: Pass, recalled: Recalled, has: Middle) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Walk back from the hidden values by products that read every gradient anew; see ``mlp_backward``."""
+    site, index, tokens, norm = recalled.site, recalled.index, has.dy.shape[0], recalled.site.before_mlp
+    up, e, gate_up = site.gate_up, site.hidden, has.gate_up
+    halves = gate_up[:, : 2 * site.inner]
+    h, _ = glu_backward(has.dh, halves, site.activation, h_out=has.dh, out=halves)
     low = run.store.look(index, "low_down")
-    of_down = down.adapter_gradients(d_out, h, low if low is not None else d_out)
-    del dh, h, d_out
-    up.widen_gradient(matrix, gate_up)
-    of_up = up.adapter_gradients(gate_up, wide, wide[:, e:])
-    norm = site.before_mlp
-    d_residual = site.o.gradients(tokens) if site.after_attention is None else dy.new_empty(tokens, e)
-    dx = up.input_gradient(matrix, gate_up, out=d_residual[:, :e])
-    rms_norm_backward(dx, residual, norm.weight, rstd, offset=norm.offset, add=dy, out=d_residual[:, :e])
+    of_down = site.down.adapter_gradients(has.d_out, h, low if low is not None else has.d_out)
+    up.widen_gradient(has.matrix, gate_up)
+    rstd = kept_small(run, index, "rstd_mlp")
+    of_up = gradients_below(run, index, "low_up", up, gate_up, norm, has.residual, rstd)
+    d_residual = site.o.gradients(tokens) if site.after_attention is None else has.dy.new_empty(tokens, e)
+    dx = up.input_gradient(has.matrix, gate_up, out=d_residual[:, :e])
+    rms_norm_backward(
+        dx, has.residual, norm.weight, rstd, offset=norm.offset, add=has.dy, out=d_residual[:, :e]
+    )
     return d_residual, (*of_up, *of_down)
+
+
+def through_gate_thin(run: Pass, recalled: Recalled, has: Middle) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Walk back from the hidden values by kernels that compute the adapters' thin products in passing."""
+    site, index, norm = recalled.site, recalled.index, recalled.site.before_mlp
+    up, down, e, rank = site.gate_up, site.down, site.hidden, site.gate_up.shape.rank
+    halves, ranks = has.gate_up[:, : 2 * site.inner], ranks_of(up)
+    low_up, low_down = kept_small(run, index, "low_up"), run.store.look(index, "low_down")
+    found = glu_gradients(
+        has.dh, halves, site.activation, low=low_up, ranks=(ranks[0], ranks[1]), d_low=has.d_out[:, e:],
+        rank_down=down.shape.rank, out=halves,
+    )  # fmt: skip
+    of_down: tuple[Tensor, ...] = ()
+    if low_down is not None and down.shape.rank:
+        b_down = exact_product(has.d_out[:, :e].t(), low_down[:, : down.shape.rank])
+        of_down = down.dealt_out(found.a_down, [b_down])
+    wide = up.gradients_apart(has.matrix, halves)
+    rstd = kept_small(run, index, "rstd_mlp")
+    a_up = of_narrow(wide[:, e : e + rank], norm, has.residual, rstd)
+    of_up = up.dealt_out(a_up, [found.b_gate, found.b_up])
+    if site.after_attention is not None:
+        d_residual = wide[:, :e]
+    else:
+        d_residual = wide if site.o.spare == up.spare else site.o.gradients(wide.shape[0])
+    rms_norm_backward_low(
+        wide[:, :e], has.residual, norm.weight, rstd, found.dot, wide[:, e:], up.narrow(has.matrix), rank=rank,
+        offset=norm.offset, add=has.dy, out=d_residual[:, :e],
+    )  # fmt: skip
+    return d_residual, (*of_up, *of_down)
+
+
+def gradients_below(
+    run: Pass, index: int, name: str, group: Group, dy: Tensor, norm: Norm, x: Tensor, rstd: Tensor
+) -> tuple[Tensor, ...]:
+    """Compute the gradients of adapters whose input was norm(x), which nobody computes again.
+
+    Args:
+        run: The pass.
+        index: The layer.
+        name: Of the kept inner values.
+        group: Whose adapters.
+        dy: Its gradient, widened [t, n + R].
+        norm: The norm.
+        x: [t, e].
+        rstd: The norm's reciprocal roots [t].
+    """
+    rank, n = group.shape.rank, group.n
+    if not rank:
+        return ()
+    up = exact_product(dy[:, :n].t(), kept_small(run, index, name)[:, :rank])
+    return group.dealt_out(of_narrow(dy[:, n : n + rank], norm, x, rstd), group.apart(up))
 
 
 def sublayer_gradient(
@@ -132,15 +213,21 @@ def attention_backward(
     recalled.parts = recalled.done = None
     matrix = site.qkv.fill(run.scratch)
     x, norm = recalled.x(), site.before_attention
-    wide, rstd = normed(norm, x, site.qkv)
-    recall_low(run, recalled.index, "low_qkv", wide[:, e:])
+    rstd = kept_small(run, recalled.index, "rstd_attention")
     site.qkv.widen_gradient(matrix, d_qkv)
-    of_qkv = site.qkv.adapter_gradients(d_qkv, wide, wide[:, e:])
+    of_qkv = gradients_below(run, recalled.index, "low_qkv", site.qkv, d_qkv, norm, x, rstd)
     if not needs_x:
         return None, (*of_qkv, *of_o)
     dx = site.qkv.input_gradient(matrix, d_qkv, out=run.hand_on(recalled.index - 1, d_residual))
     rms_norm_backward(dx, x, norm.weight, rstd, offset=norm.offset, add=d_residual[:, :e], out=dx)
     return dx, (*of_qkv, *of_o)
+
+
+def kept_small(run: Pass, index: int, name: str) -> Tensor:
+    """Return a small tensor that every layer keeps on the GPU."""
+    found = run.store.look(index, name)
+    assert found is not None
+    return found
 
 
 def recall_low(run: Pass, index: int, name: str, out: Tensor) -> None:

@@ -99,6 +99,12 @@ class LayerShape(NamedTuple):
         return self.window - self.window**2 / (2 * longest)
 
 
+TILE_NUMBERS = 1 << 28
+"""Logits that exist at once, in the layers' own dtype; those of ``core.kernels.linear_cross_entropy``."""
+TILE_ROWS = 128
+"""A tile of logits has a multiple of so many tokens, where it has as many."""
+BESIDE_HEAD = 4
+"""Tensors of the model width beside a tile of logits: the last norm's input, its output, its rows, their gradient."""
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
 """Model types whose decoder layers are known to be what the fused function computes."""
 SPARE = 0.04
@@ -204,3 +210,26 @@ def floor_bytes(shape: LayerShape, tokens: int, *, fetches: bool = True) -> int:
     w, sizes = shape.width, shape.item_bytes
     fetched = sum(sizes) - sizes.gate_up if fetches else 0
     return tokens * (w * (3 * shape.inner + 8 * shape.hidden + shape.query + 2 * shape.key) + fetched)
+
+
+def tile_bytes(tokens: int, vocabulary: int, width: int) -> int:
+    """Count the logits that exist at once for so many tokens, their rows padded to 64."""
+    rows = max(1, TILE_NUMBERS // max(1, vocabulary))
+    rows = rows // TILE_ROWS * TILE_ROWS or rows
+    return width * min(tokens, rows) * (-(-vocabulary // 64) * 64)
+
+
+def head_bytes(shape: LayerShape, tokens: int, vocabulary: int) -> int:
+    """Count what the head has in hand, while all that is kept of the layers waits."""
+    return BESIDE_HEAD * shape.width * shape.hidden * tokens + tile_bytes(tokens, vocabulary, shape.width)
+
+
+def peak_bytes(shape: LayerShape, tokens: int, vocabulary: int) -> int:
+    """Count what a micro-batch needs beside what is kept: in a layer's backward pass or at the head, never at once.
+
+    Args:
+        shape: The layer.
+        tokens: Tokens of a micro-batch.
+        vocabulary: Classes of the head.
+    """
+    return max(floor_bytes(shape, tokens), head_bytes(shape, tokens, vocabulary))

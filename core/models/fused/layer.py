@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from core.models.fused.backward import backward
 from core.models.fused.passes import Pass
 from core.models.fused.policy import Place
-from core.models.fused.sublayers import attend, flat, hidden_values, normed_after, project, split
+from core.models.fused.sublayers import attend, flat, hidden_values, normed, normed_after, project, split
 
 
 class DecoderLayer(torch.autograd.Function):
@@ -65,19 +65,23 @@ def forward(run: Pass, index: int, x: Tensor, keeps: bool) -> Tensor:
     """Compute a layer, and keep what its policy says."""
     site, tokens, stream = run.sites[index], x.shape[0], run.stream
     stream.enter(x)
-    qkv, low_qkv = project(run, site, x, stream.taken())
+    wide, rstd_attention = stream.taken() or normed(site.before_attention, x, site.qkv)
+    qkv, low_qkv = project(run, site, wide)
     parts = split(run, site, qkv)
     done = attend(run, site, parts)
     added, low_o = site.o.added_to(site.o.fill(run.scratch), flat(done), None)
-    residual, wide = stream.add(normed_after(site.after_attention, added), site.before_mlp, site.gate_up)
+    residual, wide, rstd_mlp = stream.add(
+        normed_after(site.after_attention, added), site.before_mlp, site.gate_up
+    )
     matrix = site.gate_up.fill(run.scratch)
     gate_up = site.gate_up.gradients(tokens)
     site.gate_up.forward_into(matrix, wide, gate_up[:, : 2 * site.inner])
     low_up = wide[:, site.hidden :].contiguous() if site.gate_up.spare else None
     del wide
     is_kept = keeps and run.policies[index].gate_up is Place.DEVICE
-    h = hidden_values(site, gate_up, over=not is_kept)
-    mlp = site.down.forward(site.down.fill(run.scratch), h)
+    matrix = site.down.fill(run.scratch)
+    h = hidden_values(site, matrix, gate_up, over=not is_kept)
+    mlp = site.down.product(matrix, h)
     low_down = h[:, site.inner :].contiguous() if site.down.spare else None
     del h
     if not is_kept:
@@ -95,9 +99,12 @@ def forward(run: Pass, index: int, x: Tensor, keeps: bool) -> Tensor:
             items.append(("gate_up", gate_up, policy.gate_up))
         if policy.attention is not Place.RECOMPUTE:
             run.store.states[index] = done.state
-        for name, low in (("low_qkv", low_qkv), ("low_o", low_o), ("low_up", low_up), ("low_down", low_down)):
-            if low is not None:
-                items.append((name, low, Place.DEVICE))
+        for name, small in (
+            ("low_qkv", low_qkv), ("low_o", low_o), ("low_up", low_up), ("low_down", low_down),
+            ("rstd_attention", rstd_attention), ("rstd_mlp", rstd_mlp),
+        ):  # fmt: skip
+            if small is not None:
+                items.append((name, small, Place.DEVICE))
         if site.after_mlp is not None:
             items += [("attention_out", added, policy.attention_out), ("mlp_out", mlp, policy.mlp_out)]
         run.store.keep(index, items)
@@ -108,12 +115,12 @@ def leave(run: Pass, index: int, added: Tensor) -> Tensor:
     """Add the MLP's output and normalise the sum for what comes next; return the rounded sum [t, e]."""
     following = run.sites.get(index + 1)
     if following is not None:
-        y, wide = run.stream.add(added, following.before_attention, following.qkv)
+        y, *normed_already = run.stream.add(added, following.before_attention, following.qkv)
     elif run.last is not None and index == run.depth - 1:
-        y, wide = run.stream.add(added, run.last, None)
+        y, *normed_already = run.stream.add(added, run.last, None)
     else:
         assert run.stream.exact is not None
         run.stream.exact += added
-        y, wide = run.stream.exact.to(added.dtype, copy=True), None
-    run.stream.hand_over(y, wide)
+        y, normed_already = run.stream.exact.to(added.dtype, copy=True), []
+    run.stream.hand_over(y, *normed_already)
     return y

@@ -22,6 +22,7 @@ from core.models.fused.costs import (
     attention_ms,
     floor_bytes,
     forward_ms,
+    peak_bytes,
     rates_of,
     recompute_costs,
 )
@@ -262,6 +263,7 @@ def choose_micro_batch(
     rates: Rates = H200,
     *,
     is_packed: bool = False,
+    vocabulary: int = 0,
 ) -> int:
     """Choose the rows of a micro-batch that take an optimizer step through the layers soonest.
 
@@ -273,10 +275,11 @@ def choose_micro_batch(
         rows: Rows of an optimizer step.
         window: Tokens of a row.
         shapes: The layers.
-        free_bytes: Room on the GPU for a layer's work and what is kept.
+        free_bytes: Room on the GPU for a layer's work or the head's, and what is kept.
         host_bytes: Room in pinned main memory.
         rates: How fast the GPU is.
         is_packed: The weights are held in 4 bits.
+        vocabulary: Classes of the head; 0 leaves it out.
 
     Returns:
         The size; the smallest candidate if none fits.
@@ -285,7 +288,7 @@ def choose_micro_batch(
     times: dict[int, float] = {}
     for size in sizes:
         tokens = size * window
-        room = free_bytes - max(floor_bytes(shape, tokens) for shape in set(shapes))
+        room = free_bytes - max(peak_bytes(shape, tokens, vocabulary) for shape in set(shapes))
         kept = plan_layers(shapes, tokens, window, max(0, room), host_bytes, rates)
         if room >= kept.device_bytes:
             one = micro_batch_ms(shapes, tokens, window, kept, rates, is_packed=is_packed)

@@ -5,7 +5,7 @@ from torch import Tensor
 from core.kernels.attention import Attended
 from core.kernels.rms_norm import rms_norm
 from core.models.fused.passes import Pass
-from core.models.fused.sublayers import Parts, attend, close, flat, project, split
+from core.models.fused.sublayers import Parts, attend, close, flat, normed, project, split
 
 
 class Recalled:
@@ -37,7 +37,11 @@ class Recalled:
         """Return queries, keys and values, and what attention made of them."""
         if self.parts is None or self.done is None:
             kept = self.run.store.take(self.index, "qkv")
-            qkv = project(self.run, self.site, self.x())[0] if kept is None else kept
+            if kept is None:
+                wide, _ = normed(self.site.before_attention, self.x(), self.site.qkv)
+                qkv, _ = project(self.run, self.site, wide)
+            else:
+                qkv = kept
             self.parts = split(self.run, self.site, qkv, is_turned=kept is not None)
             out = self.run.store.take(self.index, "attention")
             if out is None:

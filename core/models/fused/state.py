@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from core.kernels.attention import Chooser
 from core.kernels.lora_linear import Scratch
 from core.kernels.nf4 import Packed
-from core.models.fused.costs import FAMILIES, HOST_SHARE, SPARE
+from core.models.fused.cards import card_rates
+from core.models.fused.costs import FAMILIES, HOST_SHARE, SPARE, peak_bytes
+from core.models.fused.first_step import FirstStep
+from core.models.fused.following import held, strays
 from core.models.fused.main_memory import free_main_memory
 from core.models.fused.passes import Angles
 from core.models.fused.policy import (
@@ -25,9 +28,7 @@ from core.models.fused.policy import (
     Rates,
     choose_micro_batch,
     divisors,
-    floor_bytes,
     plan_layers,
-    rates_of,
 )
 from core.models.fused.sites import (
     Home,
@@ -51,8 +52,6 @@ LEAST_LEFT = 0.05
 """Share of the budget below which nothing more is given up."""
 GRAIN = 512
 """Tokens that a plan is made for are a multiple of this."""
-LOGITS = 512 << 20
-"""Bytes of a tile of logits."""
 
 
 class FusedNotice(UserWarning):
@@ -72,7 +71,9 @@ class FusedState:
         """
         self.backbone, self.settings, self.dtype = backbone, settings, dtype
         self.layers: nn.ModuleList = backbone.layers  # type: ignore[assignment]
-        self.device = next(backbone.parameters()).device
+        self.device = self._embeddings.device
+        self._held = held(self.layers)
+        self._is_models_dtype = dtype == self._embeddings.dtype
         self.scratch, self.chooser, self.host = Scratch(), Chooser(), HostMemory()
         self.homes: dict[tuple[int, str], Home] = {}
         self.told: set[str] = set()
@@ -87,7 +88,7 @@ class FusedState:
         self.savers: tuple[nn.Module, ...] = ()
         """Modules that have been given another function to be saved by."""
         self._shrunk = 1.0
-        self._stepped = False
+        self.first_step = FirstStep()
         self._limit: int | None = None
         self._plans: dict[tuple[int, int], Plan] = {}
 
@@ -97,6 +98,7 @@ class FusedState:
         for name in ("backbone", "layers", "settings", "replaced", "savers"):
             setattr(other, name, copy.deepcopy(getattr(self, name), memo))
         other.scratch, other.chooser, other.host = Scratch(), Chooser(), HostMemory()
+        other.first_step = FirstStep()
         other.homes, other.angles, other.told, other._plans = {}, {}, set(self.told), {}
         return other
 
@@ -107,6 +109,7 @@ class FusedState:
     @contextmanager
     def moved_out(self) -> Iterator[None]:
         """Give the modules weights of their own for a while; it takes the memory of one more group of a layer."""
+        self.sites()
         with torch.inference_mode(False):
             left = move_out(self.layers, self.homes)
         try:
@@ -136,6 +139,16 @@ class FusedState:
         Args:
             is_training: Whether dropout counts; None if it does now.
         """
+        self._follow()
+        found = self._read(is_training)
+        if strays(found, self.homes):
+            self._settle_anew()
+            found = self._read(is_training)
+            for key in strays(found, self.homes):
+                del self.homes[key]
+        return found
+
+    def _read(self, is_training: bool | None) -> dict[int, Site]:
         found = {}
         for index, layer in enumerate(self.layers):
             try:
@@ -145,6 +158,37 @@ class FusedState:
             except Unsupported as reason:
                 self.tell(f"some layers run by the model's own code: {reason}")
         return found
+
+    @property
+    def _embeddings(self) -> Tensor:
+        backbone: Any = self.backbone
+        found: Tensor = backbone.embed_tokens.weight
+        return found
+
+    def _follow(self) -> None:
+        """Compute in what the model is held in now, and where it lies, should it have been cast or moved.
+
+        A dtype that was asked for, other than the model's, stays.
+        """
+        now = held(self.layers)
+        if now == self._held:
+            return
+        if now[1] != self._held[1]:
+            self.host = HostMemory(self.host.lock, self.host.unused)
+        self._held, self.device = now, self._embeddings.device
+        self.dtype = self._embeddings.dtype if self._is_models_dtype else self.dtype
+        self.rates, self.scratch, self.chooser = rates_here(self.device), Scratch(), Chooser()
+        self.planned = None
+        self.angles.clear()
+        self._plans.clear()
+        self._forget_expanded()
+        self._settle_anew()
+
+    def _settle_anew(self) -> None:
+        """Move weights to where products read them once more; what others left behind is given back."""
+        with torch.inference_mode(False):
+            move_out(self.layers, self.homes)
+            self.homes |= settle(self.layers, self.settings, self.dtype)
 
     def tell(self, notice: str) -> None:
         """Say something once."""
@@ -187,17 +231,10 @@ class FusedState:
 
     def shape_of(self, site: Site) -> LayerShape:
         """Give the planner's view of a layer."""
-        heads = site.heads
+        heads, is_sandwich = site.heads, site.after_mlp is not None
+        q, k, width = heads.query * heads.width, heads.key * heads.width, self.dtype.itemsize
         return LayerShape(
-            site.hidden,
-            heads.query * heads.width,
-            heads.key * heads.width,
-            heads.query,
-            heads.width,
-            site.inner,
-            site.after_mlp is not None,
-            self.dtype.itemsize,
-            site.window,
+            site.hidden, q, k, heads.query, heads.width, site.inner, is_sandwich, width, site.window
         )
 
     def policies(self, sites: dict[int, Site], tokens: int, longest: int) -> dict[int, Policy]:
@@ -213,7 +250,7 @@ class FusedState:
         # Rounded, so that batches of ever new lengths share a plan.
         tokens, longest = (math.ceil(each / GRAIN) * GRAIN for each in (tokens, longest))
         key = tokens, longest
-        self._stepped = self._stepped or any(each.grad is not None for each in sites[min(sites)].parameters)
+        self.first_step.look(sites[min(sites)].parameters)
         if self.host.limit != self._limit:
             # Main memory turned out to be smaller than was planned with.
             self._limit = self.host.limit
@@ -233,8 +270,9 @@ class FusedState:
         """Return the bytes that may be kept beside what a layer needs while it is computed."""
         room = self.activation_bytes
         if room is None:
-            room = self.room() - max(floor_bytes(shape, tokens) for shape in set(self.shapes(sites)))
-            room -= 0 if self._stepped else self._to_come(sites)
+            vocabulary = len(self._embeddings)
+            room = self.room() - max(peak_bytes(each, tokens, vocabulary) for each in set(self.shapes(sites)))
+            room -= self._to_come(sites)
         return int(room * self._shrunk)
 
     def _pack(self, sites: dict[int, Site]) -> None:
@@ -277,7 +315,7 @@ class FusedState:
         """Count what the first step will still take: gradients, a state of the optimizer, extended weights."""
         trained = sum(each.numel() for site in sites.values() for each in site.parameters)
         scratch = sum(each.shape.nbytes for each in sites[min(sites)].groups if each.home is None)
-        return 12 * trained + max(0, scratch - self.scratch.nbytes)
+        return self.first_step.to_come(trained) + max(0, scratch - self.scratch.nbytes)
 
     @property
     def host_bytes(self) -> int:
@@ -305,36 +343,31 @@ class FusedState:
             window: Tokens of the longest row.
             wanted: What was asked for; taken where nothing is known to be better.
         """
+        self._follow()
         if self.device.type != "cuda" or self.activation_bytes is not None or not self.is_checkpointed:
             return wanted
         # Asked before the first step, when the model may still be in evaluation.
         sites = self.sites(is_training=True)
         if not sites:
             return wanted
+        free = self.room() - self._to_come(sites)
         is_packed = any(isinstance(each.weight, Packed) for each in sites[min(sites)].qkv.projections)
         return choose_micro_batch(
-            divisors(rows_per_step), wanted, rows_per_step, window, self.shapes(sites), self.room() - self._to_come(sites) - LOGITS,
-            self.host_room(),
-            self.rates, is_packed=is_packed,
+            divisors(rows_per_step), wanted, rows_per_step, window, self.shapes(sites), free, self.host_room(), self.rates,
+            is_packed=is_packed, vocabulary=len(self._embeddings),
         )  # fmt: skip
 
 
 def rates_here(device: torch.device) -> Rates:
-    """Return the rates of the GPU there is: measured ones of an H200, else estimated ones."""
+    """Return the rates of the GPU there is; without one nothing is planned."""
     if device.type != "cuda":
         return H200
     found = torch.cuda.get_device_properties(device)
-    if "H200" in found.name:
-        return H200
     clock, memory, bus = (
         getattr(found, name, 0) for name in ("clock_rate", "memory_clock_rate", "memory_bus_width")
     )
-    if not (clock and memory and bus):
-        return rates_of(found.multi_processor_count, (found.major, found.minor), 1.5e9, 0.5e12)
-    # Kilohertz; memory moves two words a cycle.
-    return rates_of(
-        found.multi_processor_count, (found.major, found.minor), clock * 1e3, 2 * memory * 1e3 * bus / 8
-    )
+    capability = found.major, found.minor
+    return card_rates(found.name, found.multi_processor_count, capability, clock, memory, bus)
 
 
 def fused_state(model: nn.Module) -> FusedState | None:

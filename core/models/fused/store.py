@@ -13,10 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from core.models.fused.main_memory import free_main_memory
 from core.models.fused.policy import Place
 
 WASTE = 2
 """How many times larger than needed a buffer may be."""
+LOCKED_SHARE = 0.6
+"""Share of the main memory there is that may be locked at last; a little more than is planned with (HOST_SHARE)."""
 Key = tuple[int, str]
 """Layer and name of a tensor."""
 
@@ -26,15 +29,22 @@ class PinningFailed(RuntimeError):
 
 
 class HostMemory:
-    """Pinned buffers, used again and again; as many as one forward pass needs."""
+    """Pinned buffers, used again and again; as many as one forward pass needs.
 
-    def __init__(self, lock: Callable[[Tensor], bool] | None = None) -> None:
+    What is free is asked once more for each new buffer: a plan's share was counted when the process began, and other
+    processes on the machine may have counted with the same memory. Each then stops short of what the others left.
+    """
+
+    def __init__(
+        self, lock: Callable[[Tensor], bool] | None = None, unused: Callable[[], int] = free_main_memory
+    ) -> None:
         """Start empty.
 
         Args:
             lock: Pins the memory of a tensor and tells whether it could; None asks CUDA.
+            unused: Tells the bytes of main memory that are free.
         """
-        self.lock = lock or pinned
+        self.lock, self.unused = lock or pinned, unused
         self.free: dict[int, list[Tensor]] = {}
         self.nbytes = 0
         self.limit: int | None = None
@@ -58,19 +68,26 @@ class HostMemory:
         ]
         if fitting:
             return self.free[min(fitting)].pop()
-        if self.limit is not None:
-            raise PinningFailed("no more main memory could be locked before")
+        idle = sum(size * len(buffers) for size, buffers in self.free.items())
+        if self.limit is not None and self.nbytes - idle + nbytes > self.limit:
+            raise PinningFailed(f"no more than {self.limit >> 20} MiB of main memory could be locked before")
         self._forget(nbytes)
-        try:
-            buffer = torch.empty(nbytes, dtype=torch.uint8)
-            is_locked = self.lock(buffer)
-        except RuntimeError:
-            is_locked = False
-        if not is_locked:
+        buffer = self._locked(nbytes)
+        if buffer is None:
             self.limit = self.nbytes
             raise PinningFailed(f"main memory beyond {self.nbytes >> 20} MiB could not be locked")
         self.nbytes += nbytes
         return buffer
+
+    def _locked(self, nbytes: int) -> Tensor | None:
+        """Make a buffer; None if the machine is too short of memory, or refuses."""
+        if self.nbytes + nbytes > LOCKED_SHARE * (self.unused() + self.nbytes):
+            return None
+        try:
+            buffer = torch.empty(nbytes, dtype=torch.uint8)
+            return buffer if self.lock(buffer) else None
+        except RuntimeError:
+            return None
 
     def give(self, buffer: Tensor) -> None:
         """Take a buffer back."""

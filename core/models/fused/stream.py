@@ -22,18 +22,16 @@ class Stream:
         """[t, e] float32; float64 for float64."""
         self.visible: Tensor | None = None
         """Its rounded twin, which autograd sees."""
-        self.wide: Tensor | None = None
-        """The stream, normalised for the next layer, with room for extra columns."""
-        self.rstd: Tensor | None = None
-        """Reciprocal roots of that norm [t]."""
+        self.normed: tuple[Tensor, Tensor] | None = None
+        """The stream, normalised for what comes next, with room for extra columns, and the reciprocal roots [t]."""
 
     def enter(self, x: Tensor) -> None:
         """Go on from x [t, e], or begin with it."""
         if self.visible is None or self.visible.data_ptr() != x.data_ptr():
             self.exact = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
-            self.visible = self.wide = self.rstd = None
+            self.visible = self.normed = None
 
-    def add(self, added: Tensor, norm: Norm, group: Group | None) -> tuple[Tensor, Tensor]:
+    def add(self, added: Tensor, norm: Norm, group: Group | None) -> tuple[Tensor, Tensor, Tensor]:
         """Add a sublayer's output [t, e].
 
         Args:
@@ -42,24 +40,25 @@ class Stream:
             group: Whose input it makes, extra columns included; None if nobody's.
 
         Returns:
-            The rounded sum [t, e], and the sum normalised.
+            The rounded sum [t, e], the sum normalised, and the norm's reciprocal roots [t].
         """
         assert self.exact is not None
         wide = torch.empty_like(added) if group is None else group.inputs(added.shape[0])
-        _, rounded, self.rstd = accumulate_rms_norm(
+        _, rounded, rstd = accumulate_rms_norm(
             self.exact, added, norm.weight, norm.eps, offset=norm.offset, out=wide[:, : added.shape[1]]
         )
-        return rounded, wide
+        return rounded, wide, rstd
 
-    def hand_over(self, visible: Tensor, wide: Tensor | None) -> None:
+    def hand_over(self, visible: Tensor, wide: Tensor | None = None, rstd: Tensor | None = None) -> None:
         """Leave the sum, and what was made of it, to whoever comes next."""
         # Detached: the tensor itself will refer to the pass by its graph, and the pass to this.
-        self.visible, self.wide = visible.detach(), wide
+        self.visible = visible.detach()
+        self.normed = None if wide is None or rstd is None else (wide, rstd)
 
-    def taken(self) -> Tensor | None:
-        """Return what the layer before has normalised, if it has; once."""
-        wide, self.wide = self.wide, None
-        return wide
+    def taken(self) -> tuple[Tensor, Tensor] | None:
+        """Return what the layer before has normalised, and the reciprocal roots, if it has; once."""
+        normed, self.normed = self.normed, None
+        return normed
 
 
 class FinalNorm(torch.autograd.Function):
@@ -68,9 +67,11 @@ class FinalNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, norm: Norm, stream: Stream) -> Tensor:
         """Normalise x [t, e], unless the last layer has done so."""
-        y, rstd = stream.taken(), stream.rstd
-        if y is None or rstd is None or stream.visible is None or stream.visible.data_ptr() != x.data_ptr():
-            y, rstd = rms_norm(x, norm.weight, norm.eps, offset=norm.offset)
+        handed, is_next = (
+            stream.taken(),
+            stream.visible is not None and stream.visible.data_ptr() == x.data_ptr(),
+        )
+        y, rstd = handed if handed and is_next else rms_norm(x, norm.weight, norm.eps, offset=norm.offset)
         ctx.save_for_backward(x, rstd)
         ctx.norm = norm  # type: ignore[attr-defined]
         return y

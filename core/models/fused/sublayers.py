@@ -2,11 +2,13 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from core.kernels.attention import Attended
-from core.kernels.glu import glu
+from core.kernels.glu import fits_thin, glu
 from core.kernels.lora_linear import Group
+from core.kernels.lora_linear.group import exact_product
 from core.kernels.rms_norm import rms_norm
 from core.kernels.rope import rope
 from core.models.fused.passes import Pass
@@ -38,19 +40,15 @@ def normed_after(norm: Norm | None, added: Tensor) -> Tensor:
     return rms_norm(added, norm.weight, norm.eps, offset=norm.offset)[0]
 
 
-def project(run: Pass, site: Site, x: Tensor, wide: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Compute queries, keys and values side by side, and the adapters' inner values [t, R].
+def project(run: Pass, site: Site, wide: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Compute queries, keys and values side by side [t, (h + 2g) d], and the adapters' inner values [t, R].
 
     Args:
         run: The pass.
         site: The layer.
-        x: [t, e].
-        wide: x normalised, if that was done before.
+        wide: Its input normalised, with room for extra columns [t, e + R].
     """
-    matrix = site.qkv.fill(run.scratch)
-    if wide is None:
-        wide, _ = normed(site.before_attention, x, site.qkv)
-    qkv = site.qkv.forward(matrix, wide)
+    qkv = site.qkv.forward(site.qkv.fill(run.scratch), wide)
     return qkv, wide[:, site.hidden :].contiguous() if site.qkv.spare else None
 
 
@@ -115,15 +113,51 @@ def close(
     return found, added
 
 
-def hidden_values(site: Site, gate_up: Tensor, *, over: bool) -> Tensor:
-    """Compute the MLP's hidden values, with room for the extra columns of the down projection's input: [t, f + R].
+def is_thin(site: Site) -> bool:
+    """Tell whether the MLP's kernels compute the thin products of its adapters in passing.
+
+    They need no bias in the up projection, whose share is not a gradient's.
+    """
+    up, down = site.gate_up, site.down
+    ranks, shape = (*ranks_of(up), *ranks_of(down)), up.shape
+    return bool(up.spare) and not shape.has_bias and fits_thin(ranks, shape.dtype, shape.device)
+
+
+def ranks_of(group: Group) -> tuple[int, ...]:
+    """Return the ranks of each projection's adapters together."""
+    return tuple(each.rank for each in group.projections)
+
+
+def hidden_values(site: Site, matrix: Tensor, gate_up: Tensor, *, over: bool) -> Tensor:
+    """Compute the MLP's hidden values and their extra columns, the down projection's input: [t, f + R].
 
     Args:
         site: The layer.
+        matrix: The down projection's extended one.
         gate_up: [t, 2f + R].
         over: Nobody needs the gate any more: its place is taken, and the extra columns lie where up began.
     """
-    f, width = site.inner, site.inner + site.down.spare
-    h = gate_up[:, :width] if over and width <= gate_up.shape[1] else site.down.inputs(gate_up.shape[0])
+    f, down = site.inner, site.down
+    width = f + down.spare
+    h = gate_up[:, :width] if over and width <= gate_up.shape[1] else down.inputs(gate_up.shape[0])
     glu(gate_up[:, : 2 * f], site.activation, out=h[:, :f])
+    down.widen(matrix, h)
     return h
+
+
+def of_narrow(d_low: Tensor, norm: Norm, x: Tensor, rstd: Tensor) -> Tensor:
+    """Compute d_low' y [R, e] for y = norm(x) without y: its roots scale the rows of d_low, its weight the columns.
+
+    Args:
+        d_low: [t, R].
+        norm: The norm.
+        x: Its input [t, e].
+        rstd: Its reciprocal roots [t].
+    """
+    factor = norm.weight + norm.offset if norm.offset else norm.weight
+    if x.dtype is torch.float16:
+        # The roots of small inputs would leave its range.
+        most = (d_low.float().abs() * rstd[:, None]).amax().clamp_min(1e-30)
+        rstd, factor = rstd / most, factor * most
+    rows = torch.mul(d_low, rstd[:, None], out=torch.empty_like(d_low))
+    return exact_product(rows.t(), x) * factor

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
-from core.models.random_base.shapes import SHAPES, SMALL, Chat
+from core.models.random_base.shapes import MADE, SHAPES, Chat, recipe, settings_of
 
 SHARD = 4 << 30
 STD = 0.02
@@ -23,11 +23,7 @@ ENDS = ("a", "e", "i", "o", "u", "an", "en", "on", "ar", "el")
 
 def config_of(name: str, *, tiny: bool = False, layers: int | None = None) -> PretrainedConfig:
     """Build a family's config, of the real size or of a size for trying this on a CPU."""
-    settings = dict(SHAPES[name][1])
-    if tiny:
-        settings.update({key: value for key, value in SMALL.items() if key in settings})
-    if layers:
-        settings["num_hidden_layers"] = layers
+    settings = settings_of(name, tiny=tiny, layers=layers)
     kind = settings.pop("model_type")
     return AutoConfig.for_model(kind, **settings, dtype="bfloat16")
 
@@ -78,6 +74,7 @@ def make_model(
         layers: Another depth than the published one.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / MADE).unlink(missing_ok=True)
     config, tokenizer = config_of(name, tiny=tiny, layers=layers), make_tokenizer(SHAPES[name][0])
     config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
@@ -90,6 +87,8 @@ def make_model(
     (folder / "generation_config.json").write_text(
         json.dumps({**ids, "pad_token_id": tokenizer.pad_token_id}), encoding="utf-8"
     )
+    made_from = recipe(name, tiny=tiny, seed=seed, layers=layers)
+    (folder / MADE).write_text(json.dumps(made_from), encoding="utf-8")
 
 
 def _write_weights(model: torch.nn.Module, folder: Path, seed: int) -> None:

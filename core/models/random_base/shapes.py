@@ -1,6 +1,10 @@
 """Decoders of published sizes, described by their settings alone: nothing of theirs is downloaded."""
 
+import json
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from core.artifacts import file_digest, fingerprint
 
 
 class Chat(NamedTuple):
@@ -88,3 +92,35 @@ SMALL = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 128, "head_dim": 16, "vocab_size": 1024, "query_pre_attn_scalar": 16,
 }  # fmt: skip
+
+MADE = "made-from.json"
+"""Says what a folder was made from; written last."""
+
+
+def settings_of(name: str, *, tiny: bool = False, layers: int | None = None) -> dict[str, Any]:
+    """Return the settings of a family, of the real size or of a size for trying this on a CPU.
+
+    Args:
+        name: A key of ``SHAPES``.
+        tiny: 64 wide and two layers deep.
+        layers: Another depth than the published one.
+    """
+    settings = dict(SHAPES[name][1])
+    if tiny:
+        settings.update({key: value for key, value in SMALL.items() if key in settings})
+    return settings | ({"num_hidden_layers": layers} if layers else {})
+
+
+def recipe(name: str, *, tiny: bool = False, seed: int = 0, layers: int | None = None) -> str:
+    """Return what decides every byte of a base: its settings, its chat format, the seed, and the code that writes it."""
+    settings = settings_of(name, tiny=tiny, layers=layers)
+    writer = file_digest(Path(__file__).with_name("making.py"))
+    return fingerprint(settings, SHAPES[name][0]._asdict(), seed, writer)
+
+
+def is_made(folder: Path, name: str, *, tiny: bool = False) -> bool:
+    """Tell whether a folder holds a whole base as it would be made now."""
+    try:
+        return bool(json.loads((folder / MADE).read_text(encoding="utf-8")) == recipe(name, tiny=tiny))
+    except (OSError, ValueError):
+        return False

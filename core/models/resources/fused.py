@@ -7,16 +7,13 @@ import math
 
 from core.models.config import LoraConfig
 from core.models.fused.costs import FAMILIES as FUSED
+from core.models.fused.costs import head_bytes
 from core.models.fused.policy import FULL, LayerShape, Plan, floor_bytes, plan_layers
 from core.models.resources.counting import adapted
 from core.models.resources.shapes import FAMILIES, ModelShape
 
 SPARE = 64
 """Adapters lie in extra rows and columns of a matrix, so many at a time."""
-TILE_NUMBERS = 1 << 28
-"""Logits that exist at once, in the layers' own dtype."""
-BESIDE_HEAD = 4
-"""Tensors of the model width beside a tile of logits: the last norm's input, its output, its rows, their gradient."""
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 """Projections that share an input are one matrix."""
 NO_BOUND = 1 << 62
@@ -84,8 +81,7 @@ def work_bytes(
     """
     scratch = sum(extended(shape, lora, width)) if is_packed else 0
     layer = layer_shapes(shape, width)[0]
-    tile = width * min(TILE_NUMBERS, tokens * shape.vocab)
-    at_head = BESIDE_HEAD * width * shape.hidden * tokens + tile
+    at_head = head_bytes(layer, tokens, shape.vocab)
     return scratch + floor_bytes(layer, tokens, fetches=fetches), scratch + at_head
 
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from core.models.config import LoraConfig
 from core.models.fused.policy import H200, Place, Plan, Rates, choose_micro_batch, divisors, plan_layers
-from core.models.resources.fused import TILE_NUMBERS, layer_shapes, least_plan, work_bytes
+from core.models.resources.fused import layer_shapes, least_plan, work_bytes
 from core.models.resources.shapes import ModelShape
 from core.models.resources.training import Memory, TrainingLoad, estimate_training, is_fused
 
@@ -63,7 +63,7 @@ def find_outlook(
     if budget is None:
         size = choose_micro_batch(
             divisors(per_step), size, per_step, load.window, layers, free - _beside(shape, lora, load, least), host,
-            rates, is_packed=load.storage != "full",
+            rates, is_packed=load.storage != "full", vocabulary=shape.vocab,
         )  # fmt: skip
         load = load._replace(micro_batch=size)
         least = estimate_training(shape, lora, load)
@@ -73,10 +73,10 @@ def find_outlook(
 
 
 def _beside(shape: ModelShape, lora: LoraConfig, load: TrainingLoad, least: Memory) -> int:
-    """Count what a step takes however many rows it has at once: weights, states, scratch, a tile of logits."""
+    """Count what a step takes however many rows it has at once: weights, states, scratch."""
     is_packed = load.storage != "full"
     scratch, _ = work_bytes(shape, lora, 0, load.width, is_packed=is_packed, fetches=True)
-    return least.total - least.activations - least.logits + scratch + load.width * TILE_NUMBERS
+    return least.total - least.activations - least.logits + scratch
 
 
 def kept_words(kept: Plan) -> str:

@@ -12,6 +12,7 @@ micro-batch; all activations are given in bytes per token.
 from typing import Literal, NamedTuple
 
 from core.models.config import LoraConfig, ModelConfig
+from core.models.fused.costs import tile_bytes
 from core.models.resources.counting import (
     adapted,
     adapter_tensors,
@@ -21,7 +22,6 @@ from core.models.resources.counting import (
     linears,
 )
 from core.models.resources.fused import (
-    TILE_NUMBERS,
     fused_obstacle,
     home_bytes,
     layer_shapes,
@@ -158,7 +158,7 @@ def _of_fused(shape: ModelShape, lora: LoraConfig, load: TrainingLoad) -> tuple[
     )
     if in_layer >= at_head:
         return kept.device_bytes + in_layer, 0
-    logits = load.width * min(TILE_NUMBERS, load.tokens * shape.vocab)
+    logits = tile_bytes(load.tokens, shape.vocab, load.width)
     return kept.device_bytes + at_head - logits, logits
 
 

@@ -2,7 +2,7 @@
 
     python -m tests.bench.h200.curves OUT [--models llama-1b,qwen3-4b,gemma3-1b] [--steps 300] [--layers N] [--tiny]
 
-Every run is a process of its own: QLoRA through core.training.sft.finetune, as `factory run` trains, on the rows of
+Every run is a process of its own, or with ``--together`` one after the other in this one: QLoRA through core.training.sft.finetune, as `factory run` trains, on the rows of
 lessons.py, about 4096 tokens a step. `hf` and `fused` differ in nothing but the engine; `hf-seed` is hf with other first
 weights of the adapter on the same rows, and its distance to `hf` is the noise that the distance of `fused` is held
 against. `fused-packed` puts the same rows end to end and is held against hf's by the loss on validation rows.
@@ -14,9 +14,11 @@ Writes OUT/curves.json and OUT/curves.md after every model, and OUT/curves-MODEL
 import argparse
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import time
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,7 +150,8 @@ def notices(told: list[warnings.WarningMessage]) -> list[str]:
 
 def load_of(options: argparse.Namespace) -> Load:
     """Choose the size of a step."""
-    return TINY if options.tiny else REAL
+    load = TINY if options.tiny else REAL
+    return load if options.rows is None else load._replace(rows=options.rows)
 
 
 def measured(model: str, base: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -157,13 +160,13 @@ def measured(model: str, base: Path, options: argparse.Namespace) -> dict[str, A
     for name in options.runs.split(","):
         target = options.scratch / f"{base.name}-{name}.json"
         target.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "tests.bench.h200.curves", str(options.out), *passed_on(options)]
+        # Checkpoints of an earlier call would be resumed.
+        shutil.rmtree(target.with_suffix(""), ignore_errors=True)
         began = time.monotonic()
-        done = subprocess.run([*command, "--child", str(base), name, str(target)], cwd=ROOT, check=False,
-                              capture_output=True, text=True)  # fmt: skip
-        if done.returncode or not target.is_file():
-            found[name] = {"error": done.stderr[-2000:]}
-            print(f"{model} {name}: failed\n{done.stderr[-2000:]}", flush=True)
+        problem = (here if options.together else apart)(base, name, target, options)
+        if problem or not target.is_file():
+            found[name] = {"error": problem}
+            print(f"{model} {name}: failed\n{problem}", flush=True)
             continue
         found[name] = json.loads(target.read_text(encoding="utf-8"))
         found[name]["process_s"] = time.monotonic() - began
@@ -173,10 +176,32 @@ def measured(model: str, base: Path, options: argparse.Namespace) -> dict[str, A
     return found
 
 
+def apart(base: Path, name: str, target: Path, options: argparse.Namespace) -> str:
+    """Carry out a run in a process of its own; return what went wrong."""
+    command = [sys.executable, "-m", "tests.bench.h200.curves", str(options.out), *passed_on(options)]
+    done = subprocess.run([*command, "--child", str(base), name, str(target)], cwd=ROOT, check=False,
+                          capture_output=True, text=True)  # fmt: skip
+    return done.stderr[-2000:] if done.returncode else ""
+
+
+def here(base: Path, name: str, target: Path, options: argparse.Namespace) -> str:
+    """Carry out a run in this process; return what went wrong."""
+    from core.training.memory import free_memory
+
+    try:
+        child(base, name, target, options)
+    except Exception:  # noqa: BLE001 - one failing run must not end the others
+        return traceback.format_exc()[-2000:]
+    finally:
+        free_memory()
+    return ""
+
+
 def passed_on(options: argparse.Namespace) -> list[str]:
     """Return what a child has to know."""
     flags = [f"--{name}" for name in ("tiny", "unquantized") if getattr(options, name)]
-    return ["--steps", str(options.steps), "--rate", str(options.rate), *flags]
+    rows = [] if options.rows is None else ["--rows", str(options.rows)]
+    return ["--steps", str(options.steps), "--rate", str(options.rate), *rows, *flags]
 
 
 def plot(model: str, runs: dict[str, Any], target: Path) -> None:
@@ -244,7 +269,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="of every model; the published depth if not given")
     parser.add_argument("--unquantized", action="store_true", help="LoRA instead of QLoRA")
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm/curves"))
+    parser.add_argument("--rows", type=int, help="of a step")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--together", action="store_true", help="all runs in one process")
     parser.add_argument("--child", nargs=3, metavar=("BASE", "RUN", "TARGET"))
     return parser.parse_args()
 

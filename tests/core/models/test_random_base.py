@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.models.files import require_loadable, require_tokenizer
 from core.models.random_base.making import config_of, make_model
-from core.models.random_base.shapes import SHAPES
+from core.models.random_base.shapes import SHAPES, is_made, recipe
 from core.models.resources.shapes import PUBLISHED, shape_from_config
 
 PUBLISHERS = {
@@ -50,6 +50,35 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path):
         make_model("llama-1b", tmp_path / str(number), tiny=True, seed=seed)
         files.append((tmp_path / str(number) / "model-00001.safetensors").read_bytes())
     assert files[0] == files[1] != files[2]
+
+
+def test_a_base_is_used_again_only_if_it_is_whole_and_as_it_would_be_made_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert not is_made(tmp_path, "llama-1b", tiny=True)
+    make_model("llama-1b", tmp_path, tiny=True)
+    assert is_made(tmp_path, "llama-1b", tiny=True)
+    for other in ({"tiny": False}, {"tiny": True, "name": "qwen3-4b"}):
+        assert not is_made(tmp_path, **{"name": "llama-1b", **other})
+    monkeypatch.setitem(SHAPES["llama-1b"][1], "rms_norm_eps", 1e-6)
+    assert not is_made(tmp_path, "llama-1b", tiny=True)
+    monkeypatch.undo()
+    assert is_made(tmp_path, "llama-1b", tiny=True)
+
+    def full(*arguments: object, **settings: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("core.models.random_base.making.save_file", full)
+    with pytest.raises(OSError, match="no space"):
+        make_model("llama-1b", tmp_path, tiny=True)
+    assert not is_made(tmp_path, "llama-1b", tiny=True)
+
+
+def test_a_recipe_differs_by_all_that_decides_a_byte():
+    given = [{}, {"tiny": True}, {"seed": 1}, {"layers": 3}]
+    found = [recipe("llama-1b", **each) for each in given] + [recipe("qwen3-4b")]
+    assert len(set(found)) == len(found)
+    assert recipe("llama-1b") == found[0]
 
 
 def test_an_unknown_name_is_refused_by_the_command():

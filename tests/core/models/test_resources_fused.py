@@ -9,7 +9,7 @@ import pytest
 from core.kernels.linear_cross_entropy.reference import TILE_NUMBERS as TILE
 from core.kernels.lora_linear.group import SPARE as EXTRA
 from core.models.config import LoraConfig
-from core.models.fused.costs import FAMILIES
+from core.models.fused.costs import FAMILIES, TILE_NUMBERS
 from core.models.fused.policy import FULL, Place, Plan, micro_batch_ms, plan, plan_layers
 from core.models.resources import (
     GB,
@@ -25,7 +25,7 @@ from core.models.resources import (
     find_outlook,
     fused_obstacle,
 )
-from core.models.resources.fused import FUSED, GROUPS, SPARE, TILE_NUMBERS, layer_shapes
+from core.models.resources.fused import FUSED, GROUPS, SPARE, layer_shapes
 from core.models.resources.outlook import Outlook, kept_words
 from core.training.packing import FUSED as APART
 
@@ -203,6 +203,15 @@ def test_what_is_planned_fits_into_what_is_free(free: int) -> None:
     least = estimate_training(LLAMA, LORA, load(micro_batch=found.micro_batch))
     assert found.need.total - least.total == found.kept.device_bytes
     assert found.kept.host_bytes <= 32 * GB
+
+
+@pytest.mark.parametrize(("shape", "size"), [(SMALL, 4), (GEMMA, 2), (GEMMA, 1)])
+def test_what_just_fits_is_not_refused_for_logits_it_never_makes(shape: ModelShape, size: int) -> None:
+    short = {"window": 256, "micro_batch": size}
+    need = estimate_training(shape, LORA, load(**short)).total
+    assert outlook(shape, (need + MIB) / GB, 100, rows=size, **short).micro_batch == size
+    if size > 1:
+        assert outlook(shape, (need - MIB) / GB, 100, rows=size, **short).micro_batch < size
 
 
 @pytest.mark.parametrize("free", [14, 18, 30])

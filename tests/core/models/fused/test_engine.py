@@ -236,7 +236,7 @@ def test_a_run_that_is_resumed_ends_where_an_unbroken_one_does(base_folder: Path
     assert list(found) == list(expected)
 
 
-@pytest.mark.parametrize("where", ["glu_backward", "attend"])
+@pytest.mark.parametrize("where", ["glu_gradients", "attend"])
 def test_a_run_survives_memory_that_runs_out_once_with_the_same_result(
     base_folder: Path, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ):

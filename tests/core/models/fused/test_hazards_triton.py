@@ -93,19 +93,21 @@ def whole(found: Gradients) -> Tensor:
 
 
 def test_the_gpu_path_is_the_one_that_these_tests_run(triton: None, monkeypatch: pytest.MonkeyPatch):
-    from core.kernels.glu import fused as glu
+    from core.kernels.glu import fused_thin as glu
     from core.kernels.lora_linear import fused as lora
     from core.kernels.rms_norm import fused as norm
     from core.kernels.rope import fused as rope
 
-    model, tokens = pair("qwen3", torch.float32), ids(1, 5)
+    model, tokens = pair("qwen3", torch.bfloat16), ids(1, 5)
     with (
-        counted(monkeypatch, glu, "glu_backward") as gates,
+        counted(monkeypatch, glu, "glu_gradients") as gates,
+        counted(monkeypatch, norm, "rms_norm_backward_low") as thin_norms,
         counted(monkeypatch, norm, "rms_norm_backward") as norms,
         counted(monkeypatch, rope, "rope_backward") as turns,
         counted(monkeypatch, lora, "spread") as spreads,
         counted(monkeypatch, attention.Plain, "backward") as seen,
     ):
         learn(model.ours, tokens)
-    assert (len(gates), len(turns), len(seen), len(norms)) == (3, 3, 3, 2 * 3)
+    assert [len(each) for each in (gates, thin_norms, turns, seen)] == [3] * 4
+    assert len(norms) == 3
     assert len(spreads) >= 4 * 3

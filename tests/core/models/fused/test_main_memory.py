@@ -69,6 +69,37 @@ def test_a_file_that_cannot_be_read_limits_nothing(tmp_path: Path, most: object,
     assert free_main_memory(second(tmp_path, most, used, "nonsense")) == 500 * MIB
 
 
+def job(folder: Path, line: str) -> Path:
+    """Say which group this process is in."""
+    (folder / "member").write_text(f"7:pids:/other\n{line}\n")
+    return folder / "member"
+
+
+@pytest.mark.parametrize(
+    ("root", "limit", "used", "line"),
+    [
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "4:cpu,memory:/a/b"),
+        ("", "memory.max", "memory.current", "0::/a/b"),
+    ],
+)
+@pytest.mark.parametrize("lowest", ["", "a", "a/b"])
+def test_the_lowest_limit_above_a_job_counts(
+    tmp_path: Path, root: str, limit: str, used: str, line: str, lowest: str
+):
+    for name in ("", "a", "a/b"):
+        place = tmp_path / root / name
+        place.mkdir(parents=True, exist_ok=True)
+        (place / limit).write_text(str((200 if name == lowest else 450) * MIB))
+        (place / used).write_text("0")
+    assert free_main_memory(tmp_path, job(tmp_path, line)) == 200 * MIB
+
+
+@pytest.mark.parametrize("line", ["", "nonsense", "0::/../../elsewhere", "0::/gone/away", "4:memory:/gone"])
+def test_a_group_that_is_not_to_be_seen_leaves_the_containers_own_limit(tmp_path: Path, line: str):
+    assert free_main_memory(second(tmp_path, 300 * MIB, 100 * MIB), job(tmp_path, line)) == 200 * MIB
+    assert free_main_memory(tmp_path, tmp_path / "none") == 200 * MIB
+
+
 def test_asking_needs_no_torch():
     code = "import sys, core.models.fused.main_memory; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

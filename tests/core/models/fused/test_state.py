@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from core.kernels.linear_cross_entropy.reference import tiles
 from core.kernels.lora_linear.group import SPARE
 from core.models.fused.backbone import fuse
+from core.models.fused.costs import TILE_NUMBERS, floor_bytes, head_bytes, tile_bytes
 from core.models.fused.policy import FULL
 from core.models.fused.state import FusedNotice, FusedState, backbone_of, fused_state, obstacle
 from core.models.fused.store import HostMemory
@@ -196,6 +198,47 @@ def test_without_a_gpu_there_is_nothing_to_plan():
     assert state.planned is None
     assert state.give_way() is False
     assert state.best_micro_batch(16, 128, 4) == 4
+
+
+def on_a_gpu(state: FusedState, room: int) -> FusedState:
+    """Ask a state what it would do on a GPU with so much room."""
+    state.device = torch.device("cuda")
+    state.room, state.host_room = lambda: room, lambda: 0
+    return state
+
+
+def test_a_small_model_is_not_refused_the_room_of_a_large_vocabulary():
+    state = on_a_gpu(pair("llama", torch.bfloat16).state, 256 << 20)
+    assert state.best_micro_batch(8, 128, 8) == 8
+
+
+def test_a_plan_leaves_the_head_its_tile_of_logits():
+    state = on_a_gpu(pair("llama", torch.bfloat16, {"vocab_size": 50_000}).state, 1 << 30)
+    shape = state.shapes(sites := state.sites())[0]
+    assert head_bytes(shape, 512, 50_000) > floor_bytes(shape, 512)
+    left = state._room(sites, 512) + state._to_come(sites)
+    assert left == (1 << 30) - head_bytes(shape, 512, 50_000)
+
+
+def test_what_the_first_step_takes_is_set_aside_until_it_is_done():
+    model = pair("llama")
+    state, sites = model.state, model.state.sites()
+    trained = sum(p.numel() for p in model.ours.parameters() if p.requires_grad)
+    counted = []
+    for has_gradients in (False, True, True, False, True):
+        learn(model.ours) if has_gradients else model.ours.zero_grad()
+        state.first_step.look(sites[0].parameters)
+        counted.append(state._to_come(sites) // trained)
+    # Gradients and the optimizer's two states; its states alone; nothing.
+    assert counted == [12, 8, 8, 0, 0]
+
+
+@pytest.mark.parametrize("vocabulary", [97, 1000, 128_256, 262_144, 1 << 29])
+@pytest.mark.parametrize("tokens", [1, 700, 4096])
+def test_a_tile_of_logits_is_counted_as_the_head_cuts_it(vocabulary: int, tokens: int):
+    rows = max(stop - start for start, stop in tiles(tokens, vocabulary, TILE_NUMBERS))
+    # Rows begin on 128 bytes.
+    assert tile_bytes(tokens, vocabulary, 2) == 2 * rows * (vocabulary + -vocabulary % 64)
 
 
 def test_the_planner_is_told_the_shape_there_is():

@@ -7,8 +7,9 @@ import warnings
 import pytest
 import torch
 
+from core.models.fused.costs import HOST_SHARE
 from core.models.fused.policy import Place
-from core.models.fused.store import HostMemory, PinningFailed, Store
+from core.models.fused.store import LOCKED_SHARE, HostMemory, PinningFailed, Store
 from tests.core.models.fused.streams import MAIN, Ashore, Stream
 from tests.core.models.fused.tiny import POLICIES, error, gradients, ids, keep, learn, pair
 
@@ -61,6 +62,67 @@ def test_memory_that_cannot_be_locked_is_an_error_and_is_not_counted():
 def test_memory_that_does_not_exist_is_the_same_error():
     with pytest.raises(PinningFailed):
         HostMemory(yes).take(1 << 60)
+
+
+class Machine:
+    """Main memory that several processes lock parts of."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.hosts: list[HostMemory] = []
+
+    def free(self) -> int:
+        return self.size - sum(each.nbytes for each in self.hosts)
+
+    def host(self) -> HostMemory:
+        self.hosts.append(HostMemory(yes, self.free))
+        return self.hosts[-1]
+
+
+def fill(*hosts: HostMemory, piece: int = 10) -> None:
+    """Let each lock one piece after another, in turn, until it is refused."""
+    open_to = list(hosts)
+    while open_to:
+        for host in list(open_to):
+            try:
+                host.take(piece)
+            except PinningFailed:
+                open_to.remove(host)
+
+
+def test_one_run_locks_what_it_planned_and_a_little_more():
+    machine = Machine(1000)
+    host = machine.host()
+    fill(host)
+    assert HOST_SHARE * 1000 < host.nbytes <= LOCKED_SHARE * 1000
+    assert host.limit == host.nbytes
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_runs_that_counted_with_the_same_memory_leave_the_machine_some(at_once: bool):
+    machine = Machine(1000)
+    hosts = [machine.host() for _ in range(2)]
+    for each in [hosts] if at_once else [[host] for host in hosts]:
+        fill(*each)
+    assert machine.free() >= 0.15 * 1000
+    assert all(host.nbytes >= 0.2 * 1000 for host in hosts)
+
+
+def test_what_may_be_locked_may_take_another_shape_later():
+    machine = Machine(1000)
+    host = machine.host()
+    held = [host.take(100) for _ in range(6)]
+    with pytest.raises(PinningFailed, match="could not be locked"):
+        host.take(100)
+    for buffer in held:
+        host.give(buffer)
+    assert host.take(40).numel() == 40
+    assert host.limit == 600 >= host.nbytes
+    kept = {size: len(buffers) for size, buffers in host.free.items()}
+    # What cannot fit takes nothing from others.
+    with pytest.raises(PinningFailed, match="before"):
+        host.take(900)
+    assert {size: len(buffers) for size, buffers in host.free.items()} == kept
 
 
 def test_closing_forgets_the_free_buffers_alone():

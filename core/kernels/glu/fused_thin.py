@@ -1,0 +1,245 @@
+"""Gated linear units in Triton that also form the adapters' thin products, while the numbers are in registers.
+
+Alone each such product would read a whole activation again, to make a few columns of it.
+"""
+
+# Kernels are a species of their own: Triton types the arguments, constants are written in capitals.
+# ruff: noqa: ANN001, ANN202, N803
+# mypy: ignore-errors
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from core.kernels.glu.fused import share_of, slope_of
+from core.kernels.glu.reference import Activation, GluGradients
+
+
+class Tiles(NamedTuple):
+    """How a kernel cuts its work."""
+
+    rows: int
+    columns: int
+    chunk: int
+    """What one program goes through, tile by tile: columns in the forward pass, rows in the backward pass."""
+    warps: int
+    stages: int
+    turned: bool = False
+    """Whether the activation is the left factor of the product; the right one, else."""
+    registers: int | None = None
+    """Most of a thread: fewer than the compiler would take, if then one program more runs beside another."""
+
+
+FORWARD = Tiles(32, 128, 2048, 4, 3)
+"""For ``glu_low``."""
+BACKWARD = Tiles(32, 128, 1024, 8, 3, registers=128)
+"""For ``glu_gradients`` with up to 48 ranks in all, counted in sixteens."""
+BACKWARD_MANY = Tiles(32, 64, 1024, 4, 2)
+"""For more ranks: their sums need the registers."""
+FEWEST = 1024
+"""Programs that keep a GPU busy; a backward pass of few rows takes shorter chunks to have as many."""
+SHORTEST = 256
+"""Rows of the shortest chunk: below, reading and writing the parts of the sums costs too much."""
+
+
+def glu_low(
+    gate_up: torch.Tensor,
+    activation: Activation,
+    narrow: torch.Tensor,
+    *,
+    ranks: int,
+    out: torch.Tensor | None = None,
+    low_out: torch.Tensor | None = None,
+    tiles: Tiles = FORWARD,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return h [n, f] and h narrow' [n, R]; two launches.
+
+    A program reads its tile of gate and up before it writes h, and all are done before the first inner value is written:
+    h may lie over the gate, and the inner values where up began.
+    """
+    n, width = gate_up.shape[0], gate_up.shape[1] // 2
+    if out is None:
+        out = torch.empty((n, width), dtype=gate_up.dtype, device=gate_up.device)
+    if low_out is None:
+        low_out = torch.empty((n, narrow.shape[0]), dtype=gate_up.dtype, device=gate_up.device)
+    chunks = triton.cdiv(width, tiles.chunk)
+    parts = torch.empty((chunks, n, ranks), dtype=torch.float32, device=gate_up.device)
+    _glu_low[(chunks, triton.cdiv(n, tiles.rows))](
+        gate_up, narrow, out, parts, gate_up.stride(0), narrow.stride(0), out.stride(0), n, width, tiles.chunk, 1.0,
+        ACTIVATION=activation, RANK=ranks, PADDED=_padded(ranks), ROWS=tiles.rows, COLUMNS=tiles.columns,
+        TURNED=tiles.turned, num_warps=tiles.warps, num_stages=tiles.stages, maxnreg=tiles.registers,
+    )  # fmt: skip
+    columns = narrow.shape[0]
+    rows = max(1, 2048 // triton.next_power_of_2(columns))
+    _low[(triton.cdiv(n, rows),)](
+        parts, low_out, low_out.stride(0), n, columns, chunks,
+        RANK=ranks, ROWS=rows, COLUMNS=triton.next_power_of_2(columns),
+    )  # fmt: skip
+    return out, low_out
+
+
+def glu_gradients(
+    dh: torch.Tensor,
+    gate_up: torch.Tensor,
+    activation: Activation,
+    *,
+    low: torch.Tensor,
+    ranks: tuple[int, int],
+    d_low: torch.Tensor,
+    rank_down: int,
+    out: torch.Tensor | None = None,
+    tiles: Tiles | None = None,
+) -> GluGradients:
+    """Return all gradients that need what a gated linear unit computes; one launch, and two sums of parts.
+
+    A program reads its tile of dh, gate and up before it writes their gradients: the result may lie over gate and up.
+    """
+    n, width = dh.shape
+    if out is None:
+        out = torch.empty((n, 2 * width), dtype=gate_up.dtype, device=gate_up.device)
+    gate, up, down = *ranks, rank_down
+    tiles = tiles or (
+        BACKWARD if sum(_padded(rank) for rank in (gate, up, down) if rank) <= 48 else BACKWARD_MANY
+    )
+    blocks = triton.cdiv(width, tiles.columns)
+    chunk = _chunk(n, blocks, tiles)
+    chunks = triton.cdiv(n, chunk)
+    parts = torch.empty((chunks, gate + up + down, width), dtype=torch.float32, device=dh.device)
+    dots = torch.empty((blocks, n), dtype=torch.float32, device=dh.device)
+    _glu_gradients[(blocks, chunks)](
+        dh, gate_up, low, d_low, out, parts, dots,
+        dh.stride(0), gate_up.stride(0), low.stride(0), d_low.stride(0), out.stride(0), n, width, chunk, 1.0,
+        ACTIVATION=activation, GATE=gate, UP=up, DOWN=down,
+        PADDED_GATE=_padded(gate), PADDED_UP=_padded(up), PADDED_DOWN=_padded(down),
+        ROWS=tiles.rows, COLUMNS=tiles.columns, TURNED=tiles.turned,
+        num_warps=tiles.warps, num_stages=tiles.stages, maxnreg=tiles.registers,
+    )  # fmt: skip
+    of_gate, of_up, of_down = parts.sum(0).split([gate, up, down])
+    return GluGradients(out, of_gate.t(), of_up.t(), of_down, dots.sum(0))
+
+
+def _padded(rank: int) -> int:
+    """Return how many ranks are multiplied: a power of two, and 16 at least."""
+    return max(16, triton.next_power_of_2(rank))
+
+
+def _chunk(n: int, blocks: int, tiles: Tiles) -> int:
+    """Return the rows of a program, in whole tiles."""
+    wanted = max(SHORTEST, min(tiles.chunk, n * blocks // FEWEST))
+    return triton.cdiv(min(wanted, max(n, 1)), tiles.rows) * tiles.rows
+
+
+@triton.jit(do_not_specialize=["n", "chunk"])
+def _glu_low(
+    gate_up, narrow, h, parts, gate_up_stride, narrow_stride, h_stride, n, width, chunk, one,
+    ACTIVATION: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TURNED: tl.constexpr,
+):  # fmt: skip
+    # Programs that run at the same time lie side by side, so that memory is read in whole rows.
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    line, is_row, inner = row.to(tl.int64)[:, None], (row < n)[:, None], tl.arange(0, PADDED)
+    first = tl.program_id(0) * chunk
+    total = tl.zeros((ROWS, PADDED) if TURNED else (PADDED, ROWS), dtype=tl.float32)
+    for start in range(first, min(first + chunk, width), COLUMNS):
+        column = (start + tl.arange(0, COLUMNS))[None, :]
+        is_column = column < width
+        real = is_row & is_column
+        source = gate_up + line * gate_up_stride + column
+        gate = tl.load(source, mask=real, other=0.0).to(tl.float32)
+        up = tl.load(source + width, mask=real, other=0.0).to(tl.float32)
+        factor = narrow + inner.to(tl.int64)[:, None] * narrow_stride + column
+        thin = tl.load(factor, mask=(inner < RANK)[:, None] & is_column, other=0.0)
+        share, _ = share_of(gate, one, ACTIVATION)
+        value = (gate * share * up).to(h.dtype.element_ty)
+        tl.store(h + line * h_stride + column, value, mask=real)
+        total = tl.dot(value, tl.trans(thin), total) if TURNED else tl.dot(thin, tl.trans(value), total)
+    if not TURNED:
+        total = tl.trans(total)
+    target = parts + (tl.program_id(0).to(tl.int64) * n + line) * RANK + inner[None, :]
+    tl.store(target, total, mask=is_row & (inner < RANK)[None, :])
+
+
+@triton.jit(do_not_specialize=["n", "chunks"])
+def _low(parts, low, stride, n, width, chunks, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Add the parts up in one order, and write zeros where there are no ranks."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    line, is_row, column = row.to(tl.int64)[:, None], (row < n)[:, None], tl.arange(0, COLUMNS)[None, :]
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for chunk in range(chunks):
+        source = parts + (tl.cast(chunk, tl.int64) * n + line) * RANK + column
+        total += tl.load(source, mask=is_row & (column < RANK), other=0.0)
+    tl.store(low + line * stride + column, total.to(low.dtype.element_ty), mask=is_row & (column < width))
+
+
+@triton.jit
+def _thin_sum(
+    total, thin, stride, line, is_row, tile,
+    RANK: tl.constexpr, PADDED: tl.constexpr, TURNED: tl.constexpr,
+):  # fmt: skip
+    """Add thin' tile [PADDED, COLUMNS] to the sums, or all of it turned."""
+    if RANK > 0:
+        inner = tl.arange(0, PADDED)[None, :]
+        values = tl.load(thin + line * stride + inner, mask=is_row & (inner < RANK), other=0.0)
+        total = tl.dot(tl.trans(tile), values, total) if TURNED else tl.dot(tl.trans(values), tile, total)
+    return total
+
+
+@triton.jit
+def _keep_sum(total, parts, width, column, RANK: tl.constexpr, PADDED: tl.constexpr, TURNED: tl.constexpr):
+    if RANK > 0:
+        inner = tl.arange(0, PADDED)[:, None]
+        value = tl.trans(total) if TURNED else total
+        tl.store(parts + inner * width + column, value, mask=(inner < RANK) & (column < width))
+
+
+@triton.jit(do_not_specialize=["n", "chunk"])
+def _glu_gradients(
+    dh, gate_up, low, d_low, gradient, parts, dots,
+    dh_stride, gate_up_stride, low_stride, d_low_stride, gradient_stride, n, width, chunk, one,
+    ACTIVATION: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr,
+    PADDED_GATE: tl.constexpr, PADDED_UP: tl.constexpr, PADDED_DOWN: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TURNED: tl.constexpr,
+):  # fmt: skip
+    # Programs that run at the same time lie side by side, so that memory is read in whole rows.
+    column = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    is_column = column < width
+    of_gate = tl.zeros((COLUMNS, PADDED_GATE) if TURNED else (PADDED_GATE, COLUMNS), dtype=tl.float32)
+    of_up = tl.zeros((COLUMNS, PADDED_UP) if TURNED else (PADDED_UP, COLUMNS), dtype=tl.float32)
+    of_down = tl.zeros((COLUMNS, PADDED_DOWN) if TURNED else (PADDED_DOWN, COLUMNS), dtype=tl.float32)
+    kind = gradient.dtype.element_ty
+    first = tl.program_id(1) * chunk
+    for start in range(first, min(first + chunk, n), ROWS):
+        row = start + tl.arange(0, ROWS)
+        line, is_row = row.to(tl.int64)[:, None], (row < n)[:, None]
+        real = is_row & is_column
+        source = gate_up + line * gate_up_stride + column
+        gate = tl.load(source, mask=real, other=0.0).to(tl.float32)
+        up = tl.load(source + width, mask=real, other=0.0).to(tl.float32)
+        upstream = tl.load(dh + line * dh_stride + column, mask=real, other=0.0).to(tl.float32)
+        share, power = share_of(gate, one, ACTIVATION)
+        activated = gate * share
+        gate_gradient = upstream * up * slope_of(gate, share, power, ACTIVATION)
+        up_gradient = upstream * activated
+        tl.store(
+            dots + tl.program_id(0).to(tl.int64) * n + row,
+            tl.sum(gate_gradient * gate + up_gradient * up, axis=1),
+            mask=row < n,
+        )
+        target = gradient + line * gradient_stride + column
+        tl.store(target, gate_gradient.to(kind), mask=real)
+        tl.store(target + width, up_gradient.to(kind), mask=real)
+        of_gate = _thin_sum(
+            of_gate, low, low_stride, line, is_row, gate_gradient.to(kind), GATE, PADDED_GATE, TURNED
+        )
+        of_up = _thin_sum(
+            of_up, low + GATE, low_stride, line, is_row, up_gradient.to(kind), UP, PADDED_UP, TURNED
+        )
+        of_down = _thin_sum(
+            of_down, d_low, d_low_stride, line, is_row, (activated * up).to(kind), DOWN, PADDED_DOWN, TURNED
+        )
+    place = parts + tl.program_id(1).to(tl.int64) * (GATE + UP + DOWN) * width
+    _keep_sum(of_gate, place, width, column, GATE, PADDED_GATE, TURNED)
+    _keep_sum(of_up, place + GATE * width, width, column, UP, PADDED_UP, TURNED)
+    _keep_sum(of_down, place + (GATE + UP) * width, width, column, DOWN, PADDED_DOWN, TURNED)

@@ -1,0 +1,27 @@
+"""What the first optimizer step takes of a GPU's memory, and later ones find there."""
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+GRADIENT_BYTES, STATE_BYTES = 4, 8
+"""What a trained number takes beside itself: the widest optimizer keeps two of 32 bits."""
+
+
+class FirstStep:
+    """Follows the gradients: once they were there and are gone, the optimizer has stepped and has its state."""
+
+    def __init__(self) -> None:
+        """Begin before the first pass."""
+        self.has_gradients = self.is_done = False
+
+    def look(self, parameters: Iterable[Tensor]) -> None:
+        """See what is there before a pass; micro-batches of one step leave gradients to each other."""
+        had, self.has_gradients = self.has_gradients, any(each.grad is not None for each in parameters)
+        self.is_done = self.is_done or (had and not self.has_gradients)
+
+    def to_come(self, trained: int) -> int:
+        """Count the bytes that so many trained numbers will still take."""
+        if self.is_done:
+            return 0
+        return trained * (STATE_BYTES if self.has_gradients else STATE_BYTES + GRADIENT_BYTES)

@@ -1,0 +1,127 @@
+"""The micro-batch and the budget with which the fused engine is fastest at no more memory than another engine took."""
+
+import statistics
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from core.models.fused.policy import choose_micro_batch, divisors
+from core.models.fused.state import FusedState, fused_state
+from core.training.benchmark.case import Case
+from core.training.benchmark.measuring import Run
+from core.training.benchmark.systems import Prepared
+
+NEAR = 0.98
+"""Share of a limit that is worth no further search."""
+AIM = 0.993
+"""What the search aims at."""
+TRIES = 4
+LOGITS = 512 << 20
+"""Bytes of a tile of logits."""
+GIB = 2**30
+
+
+class Limit(NamedTuple):
+    """A line of another engine."""
+
+    label: str
+    base: str
+    storage: str
+    rows: int
+    micro_batch: int
+    length: int
+    peak: int
+    """Bytes allocated."""
+    ms: float
+
+
+def front(lines: list[dict[str, Any]]) -> list[Limit]:
+    """Return the lines of a results file that no other of the same work beats in both time and memory."""
+    found = [limit_of(each) for each in lines if each["measured"]["speed"]]
+    return [each for each in found if not any(beats(other, each) for other in found)]
+
+
+def limit_of(each: dict[str, Any]) -> Limit:
+    """Read a line."""
+    case, measured = each["case"], each["measured"]
+    return Limit(
+        each["label"], case["model"].rsplit("/", 1)[-1].removesuffix("-tiny"), case["storage"], case["rows"],
+        case["micro_batch"] or case["rows"], case["length"], measured["memory"]["allocated"],
+        statistics.median(measured["speed"]["step_ms"]),
+    )  # fmt: skip
+
+
+def beats(one: Limit, other: Limit) -> bool:
+    """Tell whether a line is as good as another in both time and memory, and better in one."""
+    work = [(each.base, each.storage, each.rows, each.length) for each in (one, other)]
+    costs = [(each.peak, each.ms) for each in (one, other)]
+    return work[0] == work[1] and costs[0] != costs[1] and all(a <= b for a, b in zip(*costs, strict=True))
+
+
+def fastest(make: Callable[[Case], Prepared], case: Case, limit: Limit) -> tuple[Case | None, list[str]]:
+    """Search the budget for the planner's micro-batch and for the other engine's own.
+
+    Args:
+        make: Returns the model as before its first step.
+        case: The load; micro-batch and budget are replaced.
+        limit: The line to stay below.
+
+    Returns:
+        The fastest case that fits, and what was tried.
+    """
+    prepared = make(case)
+    state = fused_state(prepared.model)
+    assert state is not None
+    sizes = dict.fromkeys((micro_batch_for(state, case, limit), limit.micro_batch))
+    best: tuple[float, Case] | None = None
+    told: list[str] = []
+    for size in sizes:
+        found = fitted(make, case.model_copy(update={"micro_batch": size}), limit, told)
+        if found is not None and (best is None or found[0] < best[0]):
+            best = found
+    return (best[1] if best else None), told
+
+
+def micro_batch_for(state: FusedState, case: Case, limit: Limit) -> int:
+    """Ask the planner for a micro-batch as on a card of that size."""
+    sites = state.sites(is_training=True)
+    trained = sum(each.numel() for site in sites.values() for each in site.parameters)
+    held = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+    return choose_micro_batch(
+        divisors(case.rows), limit.micro_batch, case.rows, case.length, state.shapes(sites),
+        limit.peak - held - 12 * trained - LOGITS, state.host_room(), state.rates, is_packed=case.storage == "nf4",
+    )  # fmt: skip
+
+
+def fitted(
+    make: Callable[[Case], Prepared], case: Case, limit: Limit, told: list[str]
+) -> tuple[float, Case] | None:
+    """Move the budget until the measured peak is close below the limit; a few steps each."""
+    budget, best = 0.0, None
+    for _ in range(TRIES):
+        tried = case.model_copy(update={"budget": round(budget, 3), "warmup": 2, "steps": 2})
+        ms, peak, keeps_all = probed(make(tried), tried)
+        told.append(f"by {case.micro_batch} budget {budget:.1f}: {ms:.0f} ms {peak / GIB:.2f}")
+        if peak <= limit.peak and (best is None or ms < best[0]):
+            best = ms, case.model_copy(update={"budget": tried.budget})
+        ahead = AIM * limit.peak - peak
+        if (
+            NEAR * limit.peak <= peak <= limit.peak
+            or (keeps_all and ahead > 0)
+            or (budget == 0 and ahead <= 0)
+        ):
+            break
+        budget = max(0.0, budget + ahead / GIB)
+    return best
+
+
+def probed(prepared: Prepared, case: Case) -> tuple[float, int, bool]:
+    """Run a few steps: milliseconds, peak, and whether there is nothing more to keep."""
+    try:
+        speed, memory = Run(prepared, case).measure()
+    except torch.OutOfMemoryError:
+        return float("inf"), 1 << 62, False
+    state = fused_state(prepared.model)
+    keeps_all = state is None or state.planned is None or state.planned.extra_ms == 0
+    return min(speed.step_ms), memory.allocated, keeps_all
