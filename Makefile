@@ -14,7 +14,7 @@ demo: $(READY)
 	@echo "Both dashboards:   $(BIN)/factory up     (Prefect http://127.0.0.1:4200, MLflow http://127.0.0.1:5000)"
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check core gates tasks flows data tests

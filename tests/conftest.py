@@ -31,6 +31,26 @@ TEXTS = [
 ] * 20
 
 
+LONGEST = (
+    "tests/thimble/",
+    "tests/flows/",
+    "tests/core/deployment/onnx/test_examine.py",
+    "tests/tasks/",
+    "tests/core/training/",
+    "tests/core/deployment/",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let workers begin with the files that take longest, so that none is left alone with one at the end."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=place_of)
+
+
+def place_of(item: pytest.Item) -> int:
+    return next((n for n, path in enumerate(LONGEST) if item.nodeid.startswith(path)), len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(TEXTS, 400)

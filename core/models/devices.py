@@ -1,7 +1,12 @@
 """Where weights lie and in which format they compute."""
 
+from typing import TYPE_CHECKING
+
 import torch
-from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    # Its module takes several times as long to import as PyTorch, and to look for a GPU needs none of it.
+    from transformers import PreTrainedModel
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -29,7 +34,7 @@ def place_of(device: torch.device, *, quantized: bool = False) -> dict[str, str]
     return {"": str(device)} if quantized or device.type != "cpu" else None
 
 
-def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+def moved(model: "PreTrainedModel", device: torch.device) -> "PreTrainedModel":
     """Move a model to a device; Transformers' own wrapper of ``to`` hides its types."""
     torch.nn.Module.to(model, device)
     return model

@@ -66,11 +66,14 @@ class Factory:
             check=False, timeout=LIMIT,
         )  # fmt: skip
 
+    def warm(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in a fork that finds the large libraries imported."""
+        return self._warm.run(self.environment, *CLI, *arguments)
+
     def run(self, workspace: Path, *options: str, config: str = CONFIG, cold: bool = False) -> Ran:
-        """Run the factory, in a fork that finds the large libraries imported unless it is to start cold."""
+        """Run the factory, warm unless it is to start as in a user's shell."""
         arguments = ("run", config, "--workspace", str(workspace), "--json", *options)
-        done = self.command(*arguments) if cold else self._warm.run(self.environment, *CLI, *arguments)
-        return parsed(done)
+        return parsed(self.command(*arguments) if cold else self.warm(*arguments))
 
     def kill_in(self, phase: str, name: str, workspace: Path) -> Ran:
         script = ("tests/thimble/kill_in.py", phase, name)

@@ -21,8 +21,9 @@ def rows(tmp_path: Path) -> Path:
     return path
 
 
-def refused(factory: Factory, workspace: Path, *options: str) -> str:
-    ran = factory.command("run", "tests/thimble/tiny.yaml", "--workspace", str(workspace), *options)
+def refused(factory: Factory, workspace: Path, *options: str, cold: bool = False) -> str:
+    start = factory.command if cold else factory.warm
+    ran = start("run", "tests/thimble/tiny.yaml", "--workspace", str(workspace), *options)
     assert ran.returncode == 2, ran.stdout + ran.stderr
     assert "Traceback" not in ran.stdout + ran.stderr
     assert ran.stderr.startswith("error: ")
@@ -35,7 +36,8 @@ def source(path: Path) -> tuple[str, ...]:
 
 
 def test_a_wrong_key_names_its_path_and_the_nearest_key(factory: Factory, tmp_path: Path):
-    text = refused(factory, tmp_path / "ws", "-o", "training.learning_rat=1e-3", "-o", "lora.rr=4")
+    wrong = ("-o", "training.learning_rat=1e-3", "-o", "lora.rr=4")
+    text = refused(factory, tmp_path / "ws", *wrong, cold=True)
     assert "training.learning_rat" in text
     assert "training.learning_rate" in text
     assert "lora.rr" in text
@@ -112,9 +114,10 @@ def test_a_split_too_small_to_judge_closes_the_first_gate(factory: Factory, tmp_
 @pytest.mark.parametrize(
     "name", ["data/tutor_bse/model", "no-such-model", "google/gemma-3-4b-it-nonexistent"]
 )
-def test_an_unknown_model(factory: Factory, tmp_path: Path, name: str):
-    factory.environment["HF_HUB_OFFLINE"] = "1"
-    assert name in refused(factory, tmp_path / "ws", "-o", f"model.name={name}")
+def test_an_unknown_model(factory: Factory, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    # Read when the library is imported.
+    monkeypatch.setitem(factory.environment, "HF_HUB_OFFLINE", "1")
+    assert name in refused(factory, tmp_path / "ws", "-o", f"model.name={name}", cold=True)
 
 
 def test_a_model_that_cannot_fit_is_refused_before_anything_loads(
@@ -149,7 +152,7 @@ def test_gates_and_chat_without_a_run(factory: Factory, tmp_path: Path):
 
 
 def test_validate_reports_and_writes_nothing(factory: Factory, tmp_path: Path):
-    assert factory.command("validate", "tests/thimble/tiny.yaml").returncode == 0
-    wrong = factory.command("validate", "tests/thimble/tiny.yaml", "-o", "evaluation.max_new_tokens=0")
+    assert factory.warm("validate", "tests/thimble/tiny.yaml").returncode == 0
+    wrong = factory.warm("validate", "tests/thimble/tiny.yaml", "-o", "evaluation.max_new_tokens=0")
     assert wrong.returncode == 2
     assert "evaluation.max_new_tokens" in wrong.stderr

@@ -61,8 +61,10 @@ def test_resumed_training_ends_bit_for_bit_where_an_untouched_one_does(
     factory: Factory, workspace: Path, tmp_path: Path
 ):
     untouched = tmp_path / "untouched"
-    ran = factory.run(untouched, "--until", "finetune")
+    # A process that starts as a user's does, with another seed of hashes than those that were killed.
+    ran = factory.run(untouched, "--until", "finetune", cold=True)
     assert ran.code == 0, ran.stderr
+    assert tuple(ran.phases) == tuple(KILLS)[:5]
     for part in ("models/checkpoints/lora", "models/checkpoints/merged", "data/splits"):
         assert path_digest(untouched / part) == path_digest(workspace / part), part
 

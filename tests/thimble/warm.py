@@ -37,7 +37,7 @@ def serve() -> dict | None:
         if child == 0:
             return json.loads(line)
         _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201
+        print(os.waitstatus_to_exitcode(status), flush=True)
     return None
 
 

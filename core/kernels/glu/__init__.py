@@ -18,7 +18,6 @@ __all__ = [
     "glu",
     "glu_backward",
     "glu_gradients",
-    "glu_low",
 ]
 
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
@@ -81,7 +80,7 @@ def glu_backward(
 
 
 def fits_thin(ranks: Iterable[int], dtype: torch.dtype, device: torch.device) -> bool:
-    """Tell whether ``glu_low`` and ``glu_gradients`` save anything, or ``glu``, ``glu_backward`` and products are to be taken.
+    """Tell whether ``glu_gradients`` saves anything, or ``glu_backward`` and products are to be taken.
 
     Args:
         ranks: Of each thin product.
@@ -89,41 +88,6 @@ def fits_thin(ranks: Iterable[int], dtype: torch.dtype, device: torch.device) ->
         device: Where; without the fused kernels there is nothing to lose.
     """
     return not runs_fused(device) or (dtype.itemsize == 2 and max(ranks, default=0) <= MOST_RANKS)
-
-
-def glu_low(
-    gate_up: torch.Tensor,
-    activation: Activation,
-    narrow: torch.Tensor,
-    *,
-    ranks: int,
-    out: torch.Tensor | None = None,
-    low_out: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Multiply the activated gate with the up projection, and the result with the adapters' A below.
-
-    Args:
-        gate_up: as for ``glu`` [n, 2f].
-        activation: likewise.
-        narrow: scaled A of the adapters [R, f], any row stride.
-        ranks: how many of its rows count, at least 1; the others are not read.
-        out: where h is written [n, f], may be the first columns of `gate_up` itself; None allocates.
-        low_out: where the inner values are written [n, R], may be further columns of `gate_up`, which up's place then
-            is lost to; None allocates.
-
-    Returns:
-        h as from ``glu`` [n, f], and low = h narrow' [n, R] of the rounded h, summed in float32 and rounded once, zero
-        from column `ranks` on.
-
-    Raises:
-        ValueError: if the activation is none of the three.
-    """
-    _check(activation)
-    if runs_fused(gate_up.device) and fits_thin([ranks], gate_up.dtype, gate_up.device):
-        from core.kernels.glu import fused_thin
-
-        return fused_thin.glu_low(gate_up, activation, narrow, ranks=ranks, out=out, low_out=low_out)
-    return reference.glu_low(gate_up, activation, narrow, ranks=ranks, out=out, low_out=low_out)
 
 
 def glu_gradients(

@@ -1,11 +1,10 @@
-"""Gated linear units in Triton that also form the adapters' thin products, while the numbers are in registers.
+"""The gradient of gated linear units in Triton, with the adapters' thin products while the numbers are in registers.
 
 Alone each such product would read a whole activation again, to make a few columns of it.
 """
 
 # Kernels are a species of their own: Triton types the arguments, constants are written in capitals.
 # ruff: noqa: ANN001, ANN202, N803
-# mypy: ignore-errors
 
 from typing import NamedTuple
 
@@ -18,66 +17,28 @@ from core.kernels.glu.reference import Activation, GluGradients
 
 
 class Tiles(NamedTuple):
-    """How a kernel cuts its work."""
+    """How the kernel cuts its work."""
 
     rows: int
     columns: int
     chunk: int
-    """What one program goes through, tile by tile: columns in the forward pass, rows in the backward pass."""
+    """Rows that one program goes through at most, tile by tile."""
     warps: int
     stages: int
-    turned: bool = False
-    """Whether the activation is the left factor of the product; the right one, else."""
-    registers: int | None = None
+    turned: bool
+    """Whether the tile is the left factor of its thin product; the right one, else."""
+    registers: int | None
     """Most of a thread: fewer than the compiler would take, if then one program more runs beside another."""
 
 
-FORWARD = Tiles(32, 128, 2048, 4, 3)
-"""For ``glu_low``."""
-BACKWARD = Tiles(32, 128, 1024, 8, 3, registers=128)
-"""For ``glu_gradients`` with up to 48 ranks in all, counted in sixteens."""
-BACKWARD_MANY = Tiles(32, 64, 1024, 4, 2)
+BACKWARD = Tiles(32, 128, 2048, 8, 3, turned=True, registers=128)
+"""For up to 48 ranks in all, as padded."""
+BACKWARD_MANY = Tiles(32, 64, 2048, 4, 2, turned=False, registers=None)
 """For more ranks: their sums need the registers."""
 FEWEST = 1024
-"""Programs that keep a GPU busy; a backward pass of few rows takes shorter chunks to have as many."""
+"""Programs that keep a GPU busy; with fewer rows chunks are shorter, to have as many."""
 SHORTEST = 256
 """Rows of the shortest chunk: below, reading and writing the parts of the sums costs too much."""
-
-
-def glu_low(
-    gate_up: torch.Tensor,
-    activation: Activation,
-    narrow: torch.Tensor,
-    *,
-    ranks: int,
-    out: torch.Tensor | None = None,
-    low_out: torch.Tensor | None = None,
-    tiles: Tiles = FORWARD,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return h [n, f] and h narrow' [n, R]; two launches.
-
-    A program reads its tile of gate and up before it writes h, and all are done before the first inner value is written:
-    h may lie over the gate, and the inner values where up began.
-    """
-    n, width = gate_up.shape[0], gate_up.shape[1] // 2
-    if out is None:
-        out = torch.empty((n, width), dtype=gate_up.dtype, device=gate_up.device)
-    if low_out is None:
-        low_out = torch.empty((n, narrow.shape[0]), dtype=gate_up.dtype, device=gate_up.device)
-    chunks = triton.cdiv(width, tiles.chunk)
-    parts = torch.empty((chunks, n, ranks), dtype=torch.float32, device=gate_up.device)
-    _glu_low[(chunks, triton.cdiv(n, tiles.rows))](
-        gate_up, narrow, out, parts, gate_up.stride(0), narrow.stride(0), out.stride(0), n, width, tiles.chunk, 1.0,
-        ACTIVATION=activation, RANK=ranks, PADDED=_padded(ranks), ROWS=tiles.rows, COLUMNS=tiles.columns,
-        TURNED=tiles.turned, num_warps=tiles.warps, num_stages=tiles.stages, maxnreg=tiles.registers,
-    )  # fmt: skip
-    columns = narrow.shape[0]
-    rows = max(1, 2048 // triton.next_power_of_2(columns))
-    _low[(triton.cdiv(n, rows),)](
-        parts, low_out, low_out.stride(0), n, columns, chunks,
-        RANK=ranks, ROWS=rows, COLUMNS=triton.next_power_of_2(columns),
-    )  # fmt: skip
-    return out, low_out
 
 
 def glu_gradients(
@@ -129,48 +90,6 @@ def _chunk(n: int, blocks: int, tiles: Tiles) -> int:
     """Return the rows of a program, in whole tiles."""
     wanted = max(SHORTEST, min(tiles.chunk, n * blocks // FEWEST))
     return triton.cdiv(min(wanted, max(n, 1)), tiles.rows) * tiles.rows
-
-
-@triton.jit(do_not_specialize=["n", "chunk"])
-def _glu_low(
-    gate_up, narrow, h, parts, gate_up_stride, narrow_stride, h_stride, n, width, chunk, one,
-    ACTIVATION: tl.constexpr, RANK: tl.constexpr, PADDED: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TURNED: tl.constexpr,
-):  # fmt: skip
-    # Programs that run at the same time lie side by side, so that memory is read in whole rows.
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    line, is_row, inner = row.to(tl.int64)[:, None], (row < n)[:, None], tl.arange(0, PADDED)
-    first = tl.program_id(0) * chunk
-    total = tl.zeros((ROWS, PADDED) if TURNED else (PADDED, ROWS), dtype=tl.float32)
-    for start in range(first, min(first + chunk, width), COLUMNS):
-        column = (start + tl.arange(0, COLUMNS))[None, :]
-        is_column = column < width
-        real = is_row & is_column
-        source = gate_up + line * gate_up_stride + column
-        gate = tl.load(source, mask=real, other=0.0).to(tl.float32)
-        up = tl.load(source + width, mask=real, other=0.0).to(tl.float32)
-        factor = narrow + inner.to(tl.int64)[:, None] * narrow_stride + column
-        thin = tl.load(factor, mask=(inner < RANK)[:, None] & is_column, other=0.0)
-        share, _ = share_of(gate, one, ACTIVATION)
-        value = (gate * share * up).to(h.dtype.element_ty)
-        tl.store(h + line * h_stride + column, value, mask=real)
-        total = tl.dot(value, tl.trans(thin), total) if TURNED else tl.dot(thin, tl.trans(value), total)
-    if not TURNED:
-        total = tl.trans(total)
-    target = parts + (tl.program_id(0).to(tl.int64) * n + line) * RANK + inner[None, :]
-    tl.store(target, total, mask=is_row & (inner < RANK)[None, :])
-
-
-@triton.jit(do_not_specialize=["n", "chunks"])
-def _low(parts, low, stride, n, width, chunks, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Add the parts up in one order, and write zeros where there are no ranks."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    line, is_row, column = row.to(tl.int64)[:, None], (row < n)[:, None], tl.arange(0, COLUMNS)[None, :]
-    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for chunk in range(chunks):
-        source = parts + (tl.cast(chunk, tl.int64) * n + line) * RANK + column
-        total += tl.load(source, mask=is_row & (column < RANK), other=0.0)
-    tl.store(low + line * stride + column, total.to(low.dtype.element_ty), mask=is_row & (column < width))
 
 
 @triton.jit

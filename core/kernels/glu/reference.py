@@ -50,22 +50,6 @@ def glu_backward(
     return _written(h, dh.dtype, h_out), _written(gradient, gate_up.dtype, out)
 
 
-def glu_low(
-    gate_up: torch.Tensor,
-    activation: Activation,
-    narrow: torch.Tensor,
-    *,
-    ranks: int,
-    out: torch.Tensor | None = None,
-    low_out: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return h [n, f] and h narrow' [n, R], zero from column ``ranks`` on."""
-    h = glu(gate_up, activation)
-    low = gate_up.new_zeros(gate_up.shape[0], narrow.shape[0])
-    low[:, :ranks] = _widened(h) @ _widened(narrow[:ranks]).t()
-    return _written(h, h.dtype, out), _written(low, h.dtype, low_out)
-
-
 def glu_gradients(
     dh: torch.Tensor,
     gate_up: torch.Tensor,

@@ -4,11 +4,9 @@ Gradients are written over what has just been read: of gu over gu, of the MLP's 
 written to x, so a graph that is kept can be walked again: what is gone by then is computed again from x.
 """
 
-from typing import NamedTuple
-
 from torch import Tensor
 
-from core.kernels.glu import glu, glu_backward, glu_gradients
+from core.kernels.glu import GluGradients, glu, glu_backward, glu_gradients
 from core.kernels.lora_linear import Group
 from core.kernels.lora_linear.group import exact_product
 from core.kernels.rms_norm import rms_norm, rms_norm_backward, rms_norm_backward_low
@@ -61,73 +59,92 @@ def mlp_backward(run: Pass, recalled: Recalled, dy: Tensor) -> tuple[Tensor, tup
         sublayer_gradient(run, recalled, site.after_mlp, "mlp_out", dy, d_out[:, : site.hidden])
     site.down.widen_gradient(back, d_out)
     dh = site.down.input_gradient(back, d_out)
-    walk = through_gate_thin if is_thin(site) else through_gate
-    return walk(run, recalled, Middle(matrix, residual, gate_up, dh, d_out, dy))
-
-
-class Middle(NamedTuple):
-    """What the two ways back through the gated unit begin with."""
-
-    matrix: Tensor
-    """The up projection's extended one."""
-    residual: Tensor
-    """[t, e]."""
-    gate_up: Tensor
-    """[t, 2f + R]; written over."""
-    dh: Tensor
-    """The gradient of the hidden values [t, f]; written over."""
-    d_out: Tensor
-    """The down projection's, widened [t, e + R]."""
-    dy: Tensor
-    """The layer's own [t, e]."""
-
-
-def through_gate(run: Pass, recalled: Recalled, has: Middle) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Walk back from the hidden values by products that read every gradient anew; see ``mlp_backward``."""
-    site, index, tokens, norm = recalled.site, recalled.index, has.dy.shape[0], recalled.site.before_mlp
-    up, e, gate_up = site.gate_up, site.hidden, has.gate_up
-    halves = gate_up[:, : 2 * site.inner]
-    h, _ = glu_backward(has.dh, halves, site.activation, h_out=has.dh, out=halves)
-    low = run.store.look(index, "low_down")
-    of_down = site.down.adapter_gradients(has.d_out, h, low if low is not None else has.d_out)
-    up.widen_gradient(has.matrix, gate_up)
-    rstd = kept_small(run, index, "rstd_mlp")
-    of_up = gradients_below(run, index, "low_up", up, gate_up, norm, has.residual, rstd)
-    d_residual = site.o.gradients(tokens) if site.after_attention is None else has.dy.new_empty(tokens, e)
-    dx = up.input_gradient(has.matrix, gate_up, out=d_residual[:, :e])
-    rms_norm_backward(
-        dx, has.residual, norm.weight, rstd, offset=norm.offset, add=has.dy, out=d_residual[:, :e]
-    )
+    found, of_down = through_gate(run, recalled, dh, d_out, gate_up)
+    del dh, d_out
+    if found is None:
+        d_residual, of_up = through_up(run, recalled, matrix, gate_up, residual, dy)
+    else:
+        d_residual, of_up = through_up_thin(run, recalled, matrix, found, residual, dy)
     return d_residual, (*of_up, *of_down)
 
 
-def through_gate_thin(run: Pass, recalled: Recalled, has: Middle) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Walk back from the hidden values by kernels that compute the adapters' thin products in passing."""
-    site, index, norm = recalled.site, recalled.index, recalled.site.before_mlp
-    up, down, e, rank = site.gate_up, site.down, site.hidden, site.gate_up.shape.rank
-    halves, ranks = has.gate_up[:, : 2 * site.inner], ranks_of(up)
-    low_up, low_down = kept_small(run, index, "low_up"), run.store.look(index, "low_down")
+def through_gate(
+    run: Pass, recalled: Recalled, dh: Tensor, d_out: Tensor, gate_up: Tensor
+) -> tuple[GluGradients | None, tuple[Tensor, ...]]:
+    """Walk back through the gated unit; its gradient is written over ``gate_up``.
+
+    Args:
+        run: The pass.
+        recalled: The layer.
+        dh: The gradient of the hidden values [t, f]; written over.
+        d_out: The down projection's gradient, widened [t, e + R].
+        gate_up: [t, 2f + R].
+
+    Returns:
+        The adapters' thin products that a kernel computed in passing, or None if products have to; and the gradients of
+        the down projection's adapters.
+    """
+    site, index, down = recalled.site, recalled.index, recalled.site.down
+    halves, rank = gate_up[:, : 2 * site.inner], recalled.site.down.shape.rank
+    low = run.store.look(index, "low_down")
+    if not is_thin(site):
+        h, _ = glu_backward(dh, halves, site.activation, h_out=dh, out=halves)
+        return None, down.adapter_gradients(d_out, h, low if low is not None else d_out)
+    of_gate, of_up = ranks_of(site.gate_up)
     found = glu_gradients(
-        has.dh, halves, site.activation, low=low_up, ranks=(ranks[0], ranks[1]), d_low=has.d_out[:, e:],
-        rank_down=down.shape.rank, out=halves,
+        dh, halves, site.activation, low=kept_small(run, index, "low_up"), ranks=(of_gate, of_up),
+        d_low=d_out[:, site.hidden :], rank_down=rank, out=halves,
     )  # fmt: skip
-    of_down: tuple[Tensor, ...] = ()
-    if low_down is not None and down.shape.rank:
-        b_down = exact_product(has.d_out[:, :e].t(), low_down[:, : down.shape.rank])
-        of_down = down.dealt_out(found.a_down, [b_down])
-    wide = up.gradients_apart(has.matrix, halves)
-    rstd = kept_small(run, index, "rstd_mlp")
-    a_up = of_narrow(wide[:, e : e + rank], norm, has.residual, rstd)
-    of_up = up.dealt_out(a_up, [found.b_gate, found.b_up])
+    if low is None or not rank:
+        return found, ()
+    return found, down.dealt_out(found.a_down, [exact_product(d_out[:, : site.hidden].t(), low[:, :rank])])
+
+
+def through_up(
+    run: Pass, recalled: Recalled, matrix: Tensor, gate_up: Tensor, residual: Tensor, dy: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Walk back through the up projection and its norm by products that read the gradient three times.
+
+    Args:
+        run: The pass.
+        recalled: The layer.
+        matrix: The up projection's, extended.
+        gate_up: Its gradient [t, 2f + R].
+        residual: The sum after attention [t, e].
+        dy: The layer's own gradient [t, e].
+
+    Returns:
+        The gradient of the sum after attention, see ``mlp_backward``, and those of the adapters.
+    """
+    site, norm, e = recalled.site, recalled.site.before_mlp, recalled.site.hidden
+    site.gate_up.widen_gradient(matrix, gate_up)
+    rstd = kept_small(run, recalled.index, "rstd_mlp")
+    of_up = gradients_below(run, recalled.index, "low_up", site.gate_up, gate_up, norm, residual, rstd)
+    d_residual = (
+        site.o.gradients(dy.shape[0]) if site.after_attention is None else dy.new_empty(dy.shape[0], e)
+    )
+    dx = site.gate_up.input_gradient(matrix, gate_up, out=d_residual[:, :e])
+    rms_norm_backward(dx, residual, norm.weight, rstd, offset=norm.offset, add=dy, out=d_residual[:, :e])
+    return d_residual, of_up
+
+
+def through_up_thin(
+    run: Pass, recalled: Recalled, matrix: Tensor, found: GluGradients, residual: Tensor, dy: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Walk back through the up projection by one product; its norm adds the adapters' share. See ``through_up``."""
+    site, norm, up, e = recalled.site, recalled.site.before_mlp, recalled.site.gate_up, recalled.site.hidden
+    rank, rstd = up.shape.rank, kept_small(run, recalled.index, "rstd_mlp")
+    wide = up.gradients_apart(matrix, found.gate_up)
+    a_up = of_narrow(wide[:, e : e + rank], norm, residual, rstd)
     if site.after_attention is not None:
         d_residual = wide[:, :e]
     else:
         d_residual = wide if site.o.spare == up.spare else site.o.gradients(wide.shape[0])
     rms_norm_backward_low(
-        wide[:, :e], has.residual, norm.weight, rstd, found.dot, wide[:, e:], up.narrow(has.matrix), rank=rank,
-        offset=norm.offset, add=has.dy, out=d_residual[:, :e],
+        wide[:, :e], residual, norm.weight, rstd, found.dot, wide[:, e:], up.narrow(matrix), rank=rank,
+        offset=norm.offset, add=dy, out=d_residual[:, :e],
     )  # fmt: skip
-    return d_residual, (*of_up, *of_down)
+    return d_residual, up.dealt_out(a_up, [found.b_gate, found.b_up])
 
 
 def gradients_below(

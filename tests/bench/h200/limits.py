@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from core.models.fused.policy import choose_micro_batch, divisors
+from core.models.fused.policy import choose_micro_batch, divisors, floor_bytes
 from core.models.fused.state import FusedState, fused_state
 from core.training.benchmark.case import Case
 from core.training.benchmark.measuring import Run
-from core.training.benchmark.systems import Prepared
+from core.training.benchmark.systems import Prepared, grant
 
 NEAR = 0.98
 """Share of a limit that is worth no further search."""
@@ -70,38 +70,52 @@ def fastest(make: Callable[[Case], Prepared], case: Case, limit: Limit) -> tuple
     Returns:
         The fastest case that fits, and what was tried.
     """
-    prepared = make(case)
-    state = fused_state(prepared.model)
+    state = fused_state(make(case).model)
     assert state is not None
-    sizes = dict.fromkeys((micro_batch_for(state, case, limit), limit.micro_batch))
+    room = limit.peak - held(state)
+    sizes = dict.fromkeys((micro_batch_for(state, case, limit, room), limit.micro_batch))
+    floors = {size: floor(state, size * case.length) for size in sizes}
     best: tuple[float, Case] | None = None
     told: list[str] = []
     for size in sizes:
-        found = fitted(make, case.model_copy(update={"micro_batch": size}), limit, told)
+        tried = case.model_copy(update={"micro_batch": size, "budget": max(0, room - floors[size]) / GIB})
+        found = fitted(make, tried, limit, told)
         if found is not None and (best is None or found[0] < best[0]):
             best = found
     return (best[1] if best else None), told
 
 
-def micro_batch_for(state: FusedState, case: Case, limit: Limit) -> int:
-    """Ask the planner for a micro-batch as on a card of that size."""
+def held(state: FusedState) -> int:
+    """Count what is there before a layer computes anything: base, adapter, gradients, optimizer, a tile of logits."""
     sites = state.sites(is_training=True)
     trained = sum(each.numel() for site in sites.values() for each in site.parameters)
-    held = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+    allocated = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+    return allocated + 12 * trained + LOGITS
+
+
+def floor(state: FusedState, tokens: int) -> int:
+    """Return what the hungriest layer takes while it is computed."""
+    return max(floor_bytes(shape, tokens) for shape in state.shapes(state.sites(is_training=True)))
+
+
+def micro_batch_for(state: FusedState, case: Case, limit: Limit, room: int) -> int:
+    """Ask the planner for a micro-batch as on a card of that size."""
+    shapes = state.shapes(state.sites(is_training=True))
     return choose_micro_batch(
-        divisors(case.rows), limit.micro_batch, case.rows, case.length, state.shapes(sites),
-        limit.peak - held - 12 * trained - LOGITS, state.host_room(), state.rates, is_packed=case.storage == "nf4",
+        divisors(case.rows), limit.micro_batch, case.rows, case.length, shapes, room, state.host_room(), state.rates,
+        is_packed=case.storage == "nf4",
     )  # fmt: skip
 
 
 def fitted(
     make: Callable[[Case], Prepared], case: Case, limit: Limit, told: list[str]
 ) -> tuple[float, Case] | None:
-    """Move the budget until the measured peak is close below the limit; a few steps each."""
-    budget, best = 0.0, None
+    """Move the budget until the measured peak is close below the limit; a few steps each, on one model."""
+    budget, best, prepared = case.budget or 0.0, None, make(case)
     for _ in range(TRIES):
         tried = case.model_copy(update={"budget": round(budget, 3), "warmup": 2, "steps": 2})
-        ms, peak, keeps_all = probed(make(tried), tried)
+        grant(prepared.model, tried.budget)
+        ms, peak, keeps_all = probed(prepared, tried)
         told.append(f"by {case.micro_batch} budget {budget:.1f}: {ms:.0f} ms {peak / GIB:.2f}")
         if peak <= limit.peak and (best is None or ms < best[0]):
             best = ms, case.model_copy(update={"budget": tried.budget})

@@ -230,7 +230,7 @@ def test_a_launch_follows_what_moves_comes_and_goes():
     ours[0].parameter.data = as_it_was.clone()
     step(3, [0, 1])
     assert torch.equal(left, as_it_was)
-    ours[1] = copied(ours[1])
+    ours[1] = ours[1]._replace(m=ours[1].m.clone(), v_scale=ours[1].v_scale.clone())
     step(4, [0, 1])
     step(5, [1])
     ours.append(slot(512))

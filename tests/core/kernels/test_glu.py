@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:overflow encountered"
 )  # exp in the interpreter: infinity is meant
 ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh", "gelu": "gelu"}
-SIZES = [(7, 63), (5, 127), (3, 1000), (1, 1), (2, 2048), (2, 3072)]
+SIZES = [(7, 63), (3, 1100), (1, 1), (2, 2048), (2, 3072)]
 
 
 @pytest.fixture(params=["fused", "door"])
@@ -55,8 +55,10 @@ def test_product_is_as_exact_as_plain_pytorch(op, n, f, dtype, activation):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("into", ["new", "out", "inputs"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "into"),
+    [(torch.float32, "new"), (torch.bfloat16, "out"), (torch.float32, "inputs"), (torch.bfloat16, "inputs")],
+)
 @pytest.mark.parametrize(("n", "f"), SIZES)
 def test_gradient_equals_autograd_also_in_place(op, n, f, dtype, into, activation):
     gate_up, dh = normal(n, 2 * f, dtype=dtype, scale=3.0), normal(n, f, dtype=dtype, seed=1)

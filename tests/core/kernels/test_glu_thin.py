@@ -1,4 +1,4 @@
-"""Gated linear units with the adapters' thin products: against float64, and against products of what they return."""
+"""The gradient of gated linear units with the adapters' thin products: against float64, and against separate products."""
 
 from types import ModuleType
 
@@ -22,12 +22,12 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:overflow encountered"
 )  # exp in the interpreter: infinity is meant
 CASES = [
-    (70, 300, torch.bfloat16, "silu", (16, 16, 16)),
+    (70, 200, torch.bfloat16, "silu", (16, 16, 16)),
     (33, 63, torch.float16, "gelu_tanh", (8, 24, 3)),
     (5, 127, torch.bfloat16, "gelu", (64, 64, 64)),
     (300, 65, torch.bfloat16, "gelu_tanh", (24, 0, 8)),
     (1, 1, torch.float16, "silu", (0, 8, 0)),
-    (7, 1000, torch.bfloat16, "silu", (0, 0, 64)),
+    (7, 200, torch.bfloat16, "silu", (0, 0, 64)),
     (3, 64, torch.bfloat16, "silu", (0, 0, 0)),
 ]
 
@@ -38,6 +38,13 @@ def op(request: pytest.FixtureRequest) -> ModuleType:
     from core.kernels.glu import fused_thin
 
     return {"fused": fused_thin, "door": door}[request.param]
+
+
+def alone(op: ModuleType) -> ModuleType:
+    """Return who computes h by itself as `op` does."""
+    from core.kernels.glu import fused
+
+    return door if op is door else fused
 
 
 def thin(n: int, width: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
@@ -94,27 +101,23 @@ def test_gradients_are_as_exact_as_separate_products(op, n, f, dtype, activation
     assert_no_worse(found.dot, dot, (truth * gate_up.double()).sum(1))
 
 
-@pytest.mark.parametrize(("n", "f", "dtype", "activation", "ranks"), CASES[:4])
+@pytest.mark.parametrize(("n", "f", "dtype", "activation", "ranks"), CASES[:3])
 def test_sums_are_of_the_rounded_gradients_and_in_float32(op, n, f, dtype, activation, ranks):
     found, (_, gate_up, low, d_low) = gradients(op, n, f, dtype, activation, ranks)
     of_gate, of_up = found.gate_up.double().chunk(2, dim=1)
     # The same rounding, unless two ways to compute an exponential differ: a bit of one number in some thousands.
-    h, tolerance = op_h(op, gate_up, activation).double(), 3e-5
+    h, tolerance = alone(op).glu(gate_up, activation).double(), 3e-5
     assert relative_error(found.b_gate, of_gate.t() @ low[:, : ranks[0]].double()) < 1e-6
     assert relative_error(found.b_up, of_up.t() @ low[:, ranks[0] :].double()) < 1e-6
     assert relative_error(found.a_down, d_low.double().t() @ h) < tolerance
-
-
-def op_h(op: ModuleType, gate_up: torch.Tensor, activation: str) -> torch.Tensor:
-    return op.glu_low(gate_up, activation, gate_up.new_zeros(16, gate_up.shape[1] // 2), ranks=1)[0]
 
 
 @pytest.mark.parametrize(("ranks", "turned"), [((16, 8, 24), False), ((40, 64, 16), True)])
 def test_gradients_over_gate_and_up_have_the_same_bits(ranks, turned):
     from core.kernels.glu import fused_thin
 
-    case = (290, 70, torch.bfloat16, "silu", ranks)
-    tiles = fused_thin.Tiles(32, 64, 256, 4, 2, turned)
+    case = (70, 70, torch.bfloat16, "silu", ranks)
+    tiles = fused_thin.Tiles(32, 64, 256, 4, 2, turned=turned, registers=None)
     expected, _ = gradients(fused_thin, *case, tiles=tiles)
     for in_place in (False, True):
         found, _ = gradients(fused_thin, *case, in_place=in_place, tiles=tiles)
@@ -122,70 +125,26 @@ def test_gradients_over_gate_and_up_have_the_same_bits(ranks, turned):
 
 
 def test_many_rows_are_summed_in_parts_and_none_is_lost_or_counted_twice(op):
-    n, f = 1100, 3
+    n, f = 520, 3
     gate_up, ones = torch.full((n, 2 * f), 2.0, device=DEVICE).bfloat16(), normal(n, 8).bfloat16().fill_(1.0)
     found = op.glu_gradients(gate_up[:, :f], gate_up, "silu", low=ones, ranks=(4, 4), d_low=ones, rank_down=8)
     for column, sums in ((0, found.b_gate), (f, found.b_up)):
         torch.testing.assert_close(sums, (n * found.gate_up[0, column].float()).expand(f, 4))
-    h = op_h(op, gate_up[:1], "silu").float()
+    h = alone(op).glu(gate_up[:1], "silu").float()
     torch.testing.assert_close(found.a_down, (n * h).expand(8, f))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    ("n", "f", "activation", "ranks"),
-    [(33, 63, "silu", 16), (5, 127, "gelu_tanh", 24), (70, 2100, "gelu", 64)],
-)
-def test_inner_values_are_as_exact_as_a_product_of_their_own(op, n, f, activation, ranks, dtype):
-    gate_up, narrow = normal(n, 2 * f, dtype=dtype, scale=3.0), normal(64, f, dtype=dtype, seed=1)
-    rows = inside(narrow)
-    rows[ranks:] = float("nan")  # not read
-    buffer = poisoned((n, f + 64), dtype)
-    h, low = op.glu_low(
-        inside(gate_up), activation, rows, ranks=ranks, out=buffer[:, :f], low_out=buffer[:, f:]
-    )
-    assert margin_untouched(buffer) and torch.equal(buffer, torch.cat((h, low), dim=1))
-    assert (low[:, ranks:] == 0).all()
-    rough, truth = product(gate_up, activation), product(gate_up.double(), activation)
-    assert_no_worse(h, rough, truth)
-    used = narrow[:ranks]
-    assert_no_worse(low[:, :ranks], rough @ used.t(), truth @ used.double().t())
-    of_rounded = h.double() @ used.double().t()
-    assert relative_error(low[:, :ranks], of_rounded) < 1.01 * relative_error(
-        of_rounded.to(dtype), of_rounded
-    )
-
-
-@pytest.mark.parametrize("turned", [False, True])
-def test_inner_values_over_gate_and_up_have_the_same_bits(turned):
-    from core.kernels.glu import fused_thin
-
-    n, f, tiles = 70, 300, fused_thin.Tiles(32, 64, 128, 4, 2, turned)
-    gate_up, narrow = normal(n, 2 * f, dtype=torch.bfloat16), normal(64, f, dtype=torch.bfloat16, seed=1)
-    h, low = fused_thin.glu_low(gate_up, "silu", narrow, ranks=24, tiles=tiles)
-    source = inside(gate_up)
-    fused_thin.glu_low(
-        source, "silu", narrow, ranks=24, out=source[:, :f], low_out=source[:, f : f + 64], tiles=tiles
-    )
-    assert torch.equal(source[:, :f], h) and torch.equal(source[:, f : f + 64], low)
-    assert torch.equal(source[:, f + 64 :], gate_up[:, f + 64 :]) and margin_untouched(source)
-
-
 def test_results_are_allocated_if_no_place_is_given(op):
-    gate_up, narrow = normal(5, 126, dtype=torch.bfloat16), normal(32, 63, dtype=torch.bfloat16, seed=1)
-    h, low = op.glu_low(gate_up, "silu", narrow, ranks=8)
-    assert h.shape == (5, 63) and low.shape == (5, 32) and h.dtype == low.dtype == torch.bfloat16
-    found = op.glu_gradients(h, gate_up, "silu", low=low, ranks=(8, 0), d_low=low, rank_down=4)
+    gate_up, dh, low = (normal(5, width, dtype=torch.bfloat16) for width in (126, 63, 32))
+    found = op.glu_gradients(dh, gate_up, "silu", low=low, ranks=(8, 0), d_low=low, rank_down=4)
     assert found.gate_up.shape == (5, 126) and found.gate_up.dtype == torch.bfloat16
     assert [tuple(each.shape) for each in found[1:]] == [(63, 8), (63, 0), (4, 63), (5,)]
     assert all(each.dtype == torch.float32 for each in found[1:])
 
 
 def test_no_rows_give_sums_of_zero(op):
-    empty = normal(0, 126, dtype=torch.bfloat16)
-    h, low = op.glu_low(empty, "silu", normal(16, 63, dtype=torch.bfloat16), ranks=8)
-    assert h.shape == (0, 63) and low.shape == (0, 16)
-    found = op.glu_gradients(h, empty, "silu", low=low, ranks=(8, 8), d_low=low, rank_down=8)
+    empty, dh, low = (normal(0, width, dtype=torch.bfloat16) for width in (126, 63, 16))
+    found = op.glu_gradients(dh, empty, "silu", low=low, ranks=(8, 8), d_low=low, rank_down=8)
     assert found.dot.shape == (0,)
     assert all(torch.equal(each, torch.zeros_like(each)) for each in found)
     assert found.b_up.shape == (63, 8) and found.a_down.shape == (8, 63)
@@ -203,9 +162,6 @@ def test_definition_is_exact_in_float64():
     )
     assert all(relative_error(one, other) < 1e-13 for one, other in zip(found, exact, strict=True))
     assert all(each.dtype == torch.float64 for each in found)
-    narrow = normal(16, 63, seed=5).double()
-    low = door.glu_low(gate_up, "gelu_tanh", narrow, ranks=16)[1]
-    assert relative_error(low, h @ narrow.t()) < 1e-14
 
 
 def test_32_bits_are_the_definitions():
@@ -218,10 +174,8 @@ def test_offsets_beyond_two_to_the_31(op):
     stride, f = 1 << 30, 64
     buffer = torch.empty(2 * stride + 2 * f, dtype=torch.bfloat16, device=DEVICE)
     gate_up = buffer.as_strided((3, 2 * f), (stride, 1)).copy_(normal(3, 2 * f))
-    low, dh, narrow = (normal(rows, f, dtype=torch.bfloat16, seed=rows) for rows in (3, 3, 16))
+    low, dh = (normal(3, f, dtype=torch.bfloat16, seed=seed) for seed in (1, 2))
     near = gate_up.contiguous()
-    found = op.glu_low(gate_up, "silu", narrow, ranks=16)
-    assert all(map(torch.equal, found, op.glu_low(near, "silu", narrow, ranks=16)))
     expected = op.glu_gradients(dh, near, "silu", low=low, ranks=(16, 16), d_low=low, rank_down=16)
     found = op.glu_gradients(
         dh, gate_up, "silu", low=low, ranks=(16, 16), d_low=low, rank_down=16, out=gate_up
@@ -232,9 +186,9 @@ def test_offsets_beyond_two_to_the_31(op):
 def test_a_chunk_is_whole_tiles_and_no_longer_than_the_rows_need():
     from core.kernels.glu import fused_thin
 
-    tiles = fused_thin.Tiles(32, 128, 1024, 8, 3)
-    chunks = {n: fused_thin._chunk(n, 112, tiles) for n in (0, 1, 33, 300, 2048, 4096, 16384, 1 << 20)}
-    assert chunks == {0: 32, 1: 32, 33: 64, 300: 256, 2048: 256, 4096: 448, 16384: 1024, 1 << 20: 1024}
+    rows = (0, 1, 33, 300, 2048, 4096, 16384, 1 << 20)
+    chunks = {n: fused_thin._chunk(n, 112, fused_thin.BACKWARD) for n in rows}
+    assert chunks == {0: 32, 1: 32, 33: 64, 300: 256, 2048: 256, 4096: 448, 16384: 1792, 1 << 20: 2048}
 
 
 def test_what_fits(monkeypatch):
@@ -248,8 +202,6 @@ def test_what_fits(monkeypatch):
 
 def test_an_unknown_activation_is_refused():
     gate_up = normal(3, 8)
-    with pytest.raises(ValueError, match="no such activation: relu; there are silu, gelu_tanh, gelu"):
-        door.glu_low(gate_up, "relu", gate_up[:, :4], ranks=1)
     with pytest.raises(ValueError, match="no such activation: relu"):
         door.glu_gradients(
             gate_up[:, :4], gate_up, "relu", low=gate_up, ranks=(1, 1), d_low=gate_up, rank_down=1

@@ -24,7 +24,7 @@ def _path(request, monkeypatch):
     monkeypatch.setattr(room, "runs_fused", lambda device: request.param == "fused")
 
 
-def make(n=50, e=24, v=127, dtype=torch.float32, ignored=3, seed=0):
+def make(n=22, e=24, v=127, dtype=torch.float32, ignored=3, seed=0):
     """Make inputs, a head, classes of which every third is ignored, token weights and a bias."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(n, e, generator=generator)
@@ -82,7 +82,7 @@ def test_loss_and_gradients_err_no_more_than_pytorch_does(v, options, dtype):
             errs_no_more(ours, theirs, truth, floor)
 
 
-@pytest.mark.parametrize("tile_numbers", [1, 127, 127 * 7, 127 * 49, 1 << 28])
+@pytest.mark.parametrize("tile_numbers", [1, 127, 127 * 7, 127 * 21, 1 << 28])
 def test_the_size_of_the_tiles_changes_nothing_but_rounding(tile_numbers):
     hidden, weight, targets, weights, _ = make()
     found = linear_cross_entropy(
@@ -210,7 +210,7 @@ def test_a_class_that_does_not_exist_is_never_silent(request):
 
 def test_neighbouring_memory_is_left_alone_and_rows_may_lie_apart():
     hidden, weight, targets, _, _ = make()
-    buffer = torch.full((50, 40), float("nan"), device=DEVICE)
+    buffer = torch.full((22, 40), float("nan"), device=DEVICE)
     buffer[:, 8:32] = hidden
     view = buffer[:, 8:32]
     found, dense = (linear_cross_entropy(x, weight, targets, tile_numbers=127 * 9) for x in (view, hidden))
@@ -299,7 +299,7 @@ def test_a_trainable_head_gets_its_gradient_in_its_own_type():
 
 def test_an_embedding_tied_to_the_head_collects_both_gradients():
     _, weight, targets, _, _ = make(ignored=4)
-    tokens = torch.arange(50, device=DEVICE) % 127
+    tokens = torch.arange(22, device=DEVICE) % 19
     tied = weight.clone().requires_grad_()
     summed_linear_cross_entropy(torch.tanh(tied[tokens]), tied, targets).backward()
     exact = weight.double().requires_grad_()
@@ -311,7 +311,7 @@ def test_an_embedding_tied_to_the_head_collects_both_gradients():
 def test_micro_batches_of_any_size_sum_to_the_gradient_of_the_whole():
     hidden, weight, targets, _, _ = make()
     whole = linear_cross_entropy(hidden, weight, targets)
-    parts = [linear_cross_entropy(hidden[a:b], weight, targets[a:b]) for a, b in [(0, 3), (3, 4), (4, 50)]]
+    parts = [linear_cross_entropy(hidden[a:b], weight, targets[a:b]) for a, b in [(0, 3), (3, 4), (4, 22)]]
     assert torch.allclose(sum(part.loss for part in parts), whole.loss, rtol=1e-6)
     assert torch.allclose(torch.cat([part.d_hidden for part in parts]), whole.d_hidden, atol=1e-6)
 

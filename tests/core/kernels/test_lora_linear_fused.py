@@ -17,7 +17,8 @@ from tests.core.kernels.conftest import assert_no_worse, inside, margin_untouche
         (64, 512, 128),
         (131, 600, 192),
         (65, 33, 48),
-        (200, 2048, 64),
+        # Many tiles; in the interpreter a few have to do.
+        (200, 2048 if torch.cuda.is_available() else 256, 64),
     ],
 )
 def test_a_residual_and_its_low_rank_share_are_added_in_one_rounding(tokens, n, rank, dtype):

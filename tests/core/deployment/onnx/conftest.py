@@ -1,7 +1,9 @@
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from core.deployment.onnx import OnnxRunner, export, traced_graph
@@ -14,11 +16,29 @@ HEADS, WIDTH = 2, 32
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of a run of tests share, since what is made here takes long to make."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "onnx"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(place: Path) -> Path:
     """A tiny Gemma 3: one layer with a window, one without, tied embeddings, norms around everything.
 
     Tracing takes many seconds, so one family stands for all here; tests/bench/onnx_families.py measures all of them.
     """
+    folder = place / "model"
+    with FileLock(place / "model.lock"):
+        if not folder.exists():
+            make_model(place / "new")
+            (place / "new").rename(folder)
+    return folder
+
+
+def make_model(folder: Path) -> None:
     tokenizer = tokenizer_for("gemma-3")
     model = Gemma3ForCausalLM(
         Gemma3TextConfig(
@@ -40,10 +60,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     perturb(model)
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(["<eos>", "<end_of_turn>"])
-    folder = tmp_path_factory.mktemp("onnx") / "model"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -52,12 +70,14 @@ def model(model_folder: Path) -> Gemma3ForCausalLM:
 
 
 @pytest.fixture(scope="session")
-def exports(model_folder: Path) -> dict[OnnxType, Path]:
+def exports(model_folder: Path, place: Path) -> dict[OnnxType, Path]:
     """The model in every type, made as the pipeline makes them."""
-    folder = model_folder.parent / "exports"
-    with traced_graph(model_folder, folder / "any", threads=1) as traced:
-        for kind in KINDS:
-            export(model_folder, folder / kind, kind, threads=1, traced=traced)
+    folder = place / "exports"
+    with FileLock(place / "exports.lock"):
+        if not all((folder / kind).exists() for kind in KINDS):
+            with traced_graph(model_folder, folder / "any", threads=1) as traced:
+                for kind in KINDS:
+                    export(model_folder, folder / kind, kind, threads=1, traced=traced)
     return {kind: folder / kind for kind in KINDS}
 
 
