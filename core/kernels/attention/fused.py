@@ -108,7 +108,9 @@ class Cudnn:
         """Tell whether it computes this."""
         is_narrow = window is not None and window < q.shape[2]
         modern = torch.cuda.get_device_capability(q.device) >= (8, 0)
-        return modern and documents is None and not is_narrow and q.shape[3] % 8 == 0 and q.shape[3] <= 256
+        # One token alone is something it refuses.
+        is_fit = q.shape[2] > 1 and q.shape[3] % 8 == 0 and q.shape[3] <= 256
+        return modern and documents is None and not is_narrow and is_fit
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, documents: Documents | None

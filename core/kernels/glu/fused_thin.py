@@ -141,11 +141,8 @@ def _glu_gradients(
         activated = gate * share
         gate_gradient = upstream * up * slope_of(gate, share, power, ACTIVATION)
         up_gradient = upstream * activated
-        tl.store(
-            dots + tl.program_id(0).to(tl.int64) * n + row,
-            tl.sum(gate_gradient * gate + up_gradient * up, axis=1),
-            mask=row < n,
-        )
+        dot = tl.sum(gate_gradient * gate + up_gradient * up, axis=1)
+        tl.store(dots + tl.program_id(0).to(tl.int64) * n + row, dot, mask=row < n)
         target = gradient + line * gradient_stride + column
         tl.store(target, gate_gradient.to(kind), mask=real)
         tl.store(target + width, up_gradient.to(kind), mask=real)

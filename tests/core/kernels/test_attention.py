@@ -264,8 +264,10 @@ def assert_exact(kernel: Kernel, inputs: Inputs, window: int | None, held: Docum
 @pytest.mark.parametrize("kernel", [Cudnn(), Flash()], ids=["cudnn", "flash"])
 def test_the_gpu_errs_no_more_than_the_definition_on_rows(kernel, h, g, d, s, dtype):
     inputs = drawn(h=h, g=g, s=s, d=d, dtype=dtype)
-    assert kernel.fits(inputs.q, inputs.k, None, None)
-    assert_exact(kernel, inputs, None, None)
+    is_fit = kernel.fits(inputs.q, inputs.k, None, None)
+    assert is_fit is (s > 1 or kernel.name != "cudnn")
+    if is_fit:
+        assert_exact(kernel, inputs, None, None)
 
 
 @on_cuda
