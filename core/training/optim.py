@@ -76,6 +76,7 @@ def flowing(maker: Any, *, joins: Callable[[torch.device], bool] = runs_fused) -
             with torch.enable_grad():
                 loss = closure() if closure is not None else None
             self.joined = self.joined or Joined(joins)
+            self.joined.forget()
             may_join = self.joined.suits(self)
             for number, group in enumerate(self.param_groups):
                 for place, parameter in enumerate(group["params"]):
@@ -104,6 +105,11 @@ class Joined:
         self._joins = joins
         self._queues: dict[Together, Queue] = {}
         self._known: dict[int, tuple[Slot, torch.dtype, Queue]] = {}
+
+    def forget(self) -> None:
+        """Drop what a step that failed left in the queues."""
+        for queue in self._queues.values():
+            queue.forget()
 
     def suits(self, optimizer: Any) -> bool:
         """Tell whether an optimizer is AdamW without settings for single parameters."""
@@ -154,8 +160,7 @@ class Joined:
                 beta1, beta2 = group["betas"]
                 rates = Rates(group["lr"], beta1, beta2, group["eps"], group["weight_decay"], step)
                 queue.adam.update(slots, gradients, rates)
-            for waiting in (queue.slots, queue.gradients, queue.steps):
-                waiting.clear()
+            queue.forget()
 
 
 class Together(NamedTuple):
@@ -174,6 +179,11 @@ class Queue(NamedTuple):
     slots: list[Slot]
     gradients: list[torch.Tensor]
     steps: list[int]
+
+    def forget(self) -> None:
+        """Drop what waits."""
+        for waiting in (self.slots, self.gradients, self.steps):
+            waiting.clear()
 
 
 @torch.no_grad()

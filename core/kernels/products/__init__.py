@@ -12,7 +12,7 @@ SMALLEST = 512
 
 
 def multiply(x: Tensor, w: Tensor, *, out: Tensor | None = None, onto: bool = False) -> Tensor:
-    """Multiply two matrices.
+    """Multiply two matrices; called below autograd, which does not see it.
 
     Args:
         x: [t, k]; the last dimension is contiguous, the row stride is free.

@@ -67,15 +67,18 @@ class Unavailable(Exception):
 
 def try_multiply(x: Tensor, w: Tensor, out: Tensor | None, *, onto: bool) -> Tensor | None:
     """Multiply, see ``multiply``; None if PyTorch has to."""
-    if not is_hopper(x.device.index) or x.stride(1) != 1 or w.dtype != x.dtype or 1 not in w.stride():
+    if not is_hopper(x.device.index) or x.device.index != torch.cuda.current_device():
+        return None
+    if x.stride(1) != 1 or w.dtype != x.dtype or 1 not in w.stride():
         return None
     if out is None:
         out = torch.empty(x.shape[0], w.shape[1], dtype=x.dtype, device=x.device)
     if out.stride(1) != 1 or out.dtype != x.dtype or any(each.data_ptr() % ALIGNMENT for each in (x, w, out)):
         return None
     key = key_of(x, w, out)
-    ready = prepared(key)
-    if ready is None:
+    try:
+        ready = prepared(key)
+    except (Unavailable, OSError, AttributeError):
         return None
     return out if run(ready, x, w, out, onto=onto) else None
 
@@ -91,14 +94,16 @@ def key_of(x: Tensor, w: Tensor, out: Tensor) -> Key:
 
 def run(ready: Ready, x: Tensor, w: Tensor, out: Tensor, *, onto: bool = False) -> bool:
     """Multiply by a chosen algorithm; False if the library refused."""
-    library, handle, room = opened(x.device.index)
+    library, handle = opened(x.device.index)
     first, second, third = ready.layouts
+    stream = torch.cuda.current_stream(x.device).cuda_stream
+    room = workspace(x.device.index, stream)
     result = ctypes.c_void_p(out.data_ptr())
     status = library.cublasLtMatmul(
         handle, ready.description, ctypes.byref(ONE), ctypes.c_void_p(w.data_ptr()), first,
         ctypes.c_void_p(x.data_ptr()), second, ctypes.byref(ONE if onto else NONE), result, third, result, third,
         ctypes.byref(ready.offer.algorithm), ctypes.c_void_p(room.data_ptr()), ctypes.c_size_t(room.numel()),
-        ctypes.c_void_p(torch.cuda.current_stream(x.device).cuda_stream),
+        ctypes.c_void_p(stream),
     )  # fmt: skip
     return not status
 
@@ -110,8 +115,8 @@ def is_hopper(device: int) -> bool:
 
 
 @functools.cache
-def opened(device: int) -> tuple[Any, ctypes.c_void_p, Tensor]:
-    """Find the library that PyTorch has loaded, open it for a GPU, and make room for its work.
+def opened(device: int) -> tuple[Any, ctypes.c_void_p]:
+    """Find the library that PyTorch has loaded, and open it for a GPU.
 
     Raises:
         Unavailable: If there is none.
@@ -124,19 +129,30 @@ def opened(device: int) -> tuple[Any, ctypes.c_void_p, Tensor]:
     library, handle = ctypes.CDLL(min(names)), ctypes.c_void_p()
     with torch.cuda.device(device):
         check(library.cublasLtCreate(ctypes.byref(handle)))
-        room = torch.empty(WORKSPACE, dtype=torch.uint8, device="cuda")
-    return library, handle, room
+    return library, handle
 
 
-@functools.lru_cache(maxsize=512)
-def prepared(key: Key) -> Ready | None:
-    """Choose an algorithm; None where the library does not help. Asking takes it a millisecond."""
-    try:
-        offered = offers(key)
-    except (Unavailable, OSError, AttributeError):
-        return None
+@functools.cache
+def workspace(device: int, stream: int) -> Tensor:
+    """Make room for the library's work; products of two streams must not share it.
+
+    Args:
+        device: The GPU.
+        stream: Address of the stream.
+    """
+    return torch.empty(WORKSPACE, dtype=torch.uint8, device=torch.device("cuda", device))
+
+
+@functools.lru_cache(maxsize=4096)
+def prepared(key: Key) -> Ready:
+    """Choose an algorithm; asking takes the library a millisecond.
+
+    Raises:
+        Unavailable: If the library does not help.
+    """
+    offered = offers(key)
     if not offered:
-        return None
+        raise Unavailable("cuBLASLt offers nothing")
     processors = torch.cuda.get_device_properties(key.device).multi_processor_count
     return offered[best([tile_of(each) for each in offered], key.n, key.t, processors)]
 
@@ -147,7 +163,7 @@ def offers(key: Key) -> list[Ready]:
     Raises:
         Unavailable: If it refuses.
     """
-    library, handle, _ = opened(key.device)
+    library, handle = opened(key.device)
     description, limit = ctypes.c_void_p(), ctypes.c_void_p()
     check(library.cublasLtMatmulDescCreate(ctypes.byref(description), SUMS_IN_FLOAT32, FLOAT32))
     set_number(library.cublasLtMatmulDescSetAttribute, description, TURN_FIRST, ctypes.c_int(key.is_turned))

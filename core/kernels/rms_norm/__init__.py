@@ -122,7 +122,7 @@ def rms_norm_backward_low(
     product with the matrix that made z, so its product with y is <dz, z>.
 
     Args:
-        dy: gradient of y without the adapters' share [n, e].
+        dy: gradient of y without the adapters' share [n, e], n at most 2 million.
         x: what was normalised [n, e].
         weight: scale [e].
         rstd: reciprocal root mean squares [n], as the forward pass returned them.

@@ -13,23 +13,22 @@ from torch import Tensor, nn
 from core.kernels.attention import Chooser
 from core.kernels.lora_linear import Scratch
 from core.kernels.nf4 import Packed
-from core.models.fused.cards import card_rates
-from core.models.fused.costs import FAMILIES, HOST_SHARE, SPARE, peak_bytes
+from core.models.fused.costs import FAMILIES, HOST_SHARE, peak_bytes
 from core.models.fused.first_step import FirstStep
 from core.models.fused.following import held, strays
+from core.models.fused.gpu import rates_here, unheld
 from core.models.fused.main_memory import free_main_memory
 from core.models.fused.passes import Angles
 from core.models.fused.policy import (
     FULL,
-    H200,
     LayerShape,
     Plan,
     Policy,
-    Rates,
     choose_micro_batch,
     divisors,
     plan_layers,
 )
+from core.models.fused.readings import Readings
 from core.models.fused.sites import (
     Home,
     Site,
@@ -37,7 +36,6 @@ from core.models.fused.sites import (
     addresses,
     move_back,
     move_out,
-    read_site,
     settle,
     unpacked,
     unpacked_bytes,
@@ -47,9 +45,9 @@ from core.models.fused.store import HostMemory
 MARK = "_fused_state"
 SAVE = "save_pretrained"
 SHRINK = 0.7
-"""What is left of the budget when memory ran out."""
+"""What may still be held of what was held when memory ran out."""
 LEAST_LEFT = 0.05
-"""Share of the budget below which nothing more is given up."""
+"""Share of it below which nothing more is given up."""
 GRAIN = 512
 """Tokens that a plan is made for are a multiple of this."""
 
@@ -87,10 +85,14 @@ class FusedState:
         """The backbone's own function."""
         self.savers: tuple[nn.Module, ...] = ()
         """Modules that have been given another function to be saved by."""
-        self._shrunk = 1.0
+        self._most: int | None = None
+        """Bytes that may be held for the backward pass since memory ran out."""
+        self._failed = 0
+        """Bytes of the first plan that memory ran out under."""
         self.first_step = FirstStep()
         self._limit: int | None = None
         self._plans: dict[tuple[int, int], Plan] = {}
+        self._readings = Readings()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FusedState":
         """Go along with a model that is copied: the copy computes with its own weights, wherever they lie."""
@@ -100,6 +102,7 @@ class FusedState:
         other.scratch, other.chooser, other.host = Scratch(), Chooser(), HostMemory()
         other.first_step = FirstStep()
         other.homes, other.angles, other.told, other._plans = {}, {}, set(self.told), {}
+        other._readings = Readings()
         return other
 
     def settle(self) -> None:
@@ -122,6 +125,7 @@ class FusedState:
         """Give the model its own forward function and its own weights again."""
         move_out(self.layers, self.homes)
         self.homes = {}
+        self._readings.forget()
         self.host.close()
         self.scratch = Scratch()
         del self.backbone.forward
@@ -152,8 +156,8 @@ class FusedState:
         found = {}
         for index, layer in enumerate(self.layers):
             try:
-                found[index] = read_site(
-                    layer, self.settings, index, self.dtype, self.homes, is_training=is_training
+                found[index] = self._readings.read(
+                    layer, self.settings, index, self.dtype, self.homes, is_training
                 )
             except Unsupported as reason:
                 self.tell(f"some layers run by the model's own code: {reason}")
@@ -186,6 +190,7 @@ class FusedState:
 
     def _settle_anew(self) -> None:
         """Move weights to where products read them once more; what others left behind is given back."""
+        self._readings.forget()
         with torch.inference_mode(False):
             move_out(self.layers, self.homes)
             self.homes |= settle(self.layers, self.settings, self.dtype)
@@ -259,7 +264,7 @@ class FusedState:
             self._pack(sites)
             # What is free depends on what is held: the first plan for a size stands until memory runs out.
             room = self._room(sites, tokens)
-            made = self._plans[key] = plan_layers(
+            made = self.planned = self._plans[key] = plan_layers(
                 self.shapes(sites), tokens, longest, max(0, room), self.host_room(), self.rates
             )
             self._unpack(sites, room - made.device_bytes, made)
@@ -273,7 +278,7 @@ class FusedState:
             vocabulary = len(self._embeddings)
             room = self.room() - max(peak_bytes(each, tokens, vocabulary) for each in set(self.shapes(sites)))
             room -= self._to_come(sites)
-        return int(room * self._shrunk)
+        return room if self._most is None else min(room, self._most)
 
     def _pack(self, sites: dict[int, Site]) -> None:
         """Let go of expanded 4-bit weights: a plan counts with the memory they take."""
@@ -283,6 +288,7 @@ class FusedState:
                 group.home = None if addresses(group) else group.home
 
     def _forget_expanded(self) -> None:
+        self._readings.forget()
         self.homes = {key: home for key, home in self.homes.items() if not home.packed}
 
     def _unpack(self, sites: dict[int, Site], left: int, made: Plan) -> None:
@@ -301,9 +307,7 @@ class FusedState:
 
     def room(self) -> int:
         """Return the bytes of the GPU that nothing holds, less a reserve."""
-        free, total = torch.cuda.mem_get_info(self.device)
-        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return int(free + unused - SPARE * total)
+        return unheld(self.device)
 
     def host_room(self) -> int:
         """Return the bytes of main memory that may be locked."""
@@ -328,12 +332,22 @@ class FusedState:
         Returns:
             False if nothing was kept on the GPU that could be given up.
         """
-        could = self.planned is not None and self.planned.device_bytes > 0 and self._shrunk > LEAST_LEFT
+        # The gradients that are thrown away now are no step.
+        self.first_step.has_gradients = False
+        held = self._held_back()
+        self._failed = self._failed or held
+        has_obeyed = self._most is None or held <= self._most
+        could = has_obeyed and held > LEAST_LEFT * self._failed
         # What comes after the last "no" is another micro-batch, which may have all the room again.
-        self._shrunk = self._shrunk * SHRINK if could else 1.0
+        self._most, self._failed = (int(SHRINK * held), self._failed) if could else (None, 0)
         self._plans.clear()
         self._forget_expanded()
         return could
+
+    def _held_back(self) -> int:
+        """Count the bytes that the last plan holds for the backward pass, expanded 4-bit weights among them."""
+        expanded = sum(home.matrix.nbytes for home in self.homes.values() if home.packed)
+        return expanded + (self.planned.device_bytes if self.planned else 0)
 
     def best_micro_batch(self, rows_per_step: int, window: int, wanted: int) -> int:
         """Return the micro-batch that takes the least time in the memory there is.
@@ -356,18 +370,6 @@ class FusedState:
             divisors(rows_per_step), wanted, rows_per_step, window, self.shapes(sites), free, self.host_room(), self.rates,
             is_packed=is_packed, vocabulary=len(self._embeddings),
         )  # fmt: skip
-
-
-def rates_here(device: torch.device) -> Rates:
-    """Return the rates of the GPU there is; without one nothing is planned."""
-    if device.type != "cuda":
-        return H200
-    found = torch.cuda.get_device_properties(device)
-    clock, memory, bus = (
-        getattr(found, name, 0) for name in ("clock_rate", "memory_clock_rate", "memory_bus_width")
-    )
-    capability = found.major, found.minor
-    return card_rates(found.name, found.multi_processor_count, capability, clock, memory, bus)
 
 
 def fused_state(model: nn.Module) -> FusedState | None:

@@ -193,7 +193,8 @@ class Store:
         self.outward.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.outward):
             view.copy_(tensor, non_blocking=True)
-        return [tensor]
+        # Detached, as above: a pass that dies before it walks back must be free.
+        return [tensor.detach()]
 
     def ask(self, layer: int, names: Iterable[str]) -> None:
         """Start copying tensors back; ``take`` waits for them."""

@@ -154,7 +154,7 @@ def of_narrow(d_low: Tensor, norm: Norm, x: Tensor, rstd: Tensor) -> Tensor:
         x: Its input [t, e].
         rstd: Its reciprocal roots [t].
     """
-    factor = norm.weight + norm.offset if norm.offset else norm.weight
+    factor = norm.weight.to(torch.promote_types(norm.weight.dtype, torch.float32)) + norm.offset
     if x.dtype is torch.float16:
         # The roots of small inputs would leave its range.
         most = (d_low.float().abs() * rstd[:, None]).amax().clamp_min(1e-30)

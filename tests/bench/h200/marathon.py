@@ -40,7 +40,7 @@ from core.training.benchmark.adapter import fill
 from core.training.benchmark.case import FRAMEWORKS, Case, System
 from core.training.benchmark.measuring import Run
 from core.training.benchmark.one import against_reference, finite, gpu_state, machine
-from core.training.benchmark.reports import Measured, Memory, Parity, Speed
+from core.training.benchmark.reports import Measured, Memory, Parity, Speed, refusal
 from core.training.benchmark.systems import OwnLoss, Prepared, grant, plain_arguments, prepare
 from core.training.config import TrainingConfig
 from core.training.language import LanguageStep, autocast
@@ -182,8 +182,9 @@ class Marathon:
             {"label": label, "case": case.model_dump(mode="json"), "seconds": took, "measured": measured.model_dump(mode="json")}
         )  # fmt: skip
         self.file.write_text(json.dumps(self.found, indent=1))
+        why = (refusal(measured) or "") if measured.parity else ""
         print(f"{label:22} {self.system:8} {took:4.0f}s by {case.micro_batch} budget {case.budget} "
-              f"{line(measured)} {' '.join(measured.notes)}", flush=True)  # fmt: skip
+              f"{line(measured)} {' '.join(measured.notes)} {why}", flush=True)  # fmt: skip
 
     def timed(self, prepared: Prepared, case: Case, parity: Parity | None) -> Measured:
         """Time a line."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from core.kernels.attention import fused as attention
 from core.kernels.lora_linear import Group
+from core.models.fused import backward, sublayers
 from core.models.fused.policy import Place, Policy
 from core.models.fused.state import FusedNotice
 from tests.core.models.fused.streams import Ashore
@@ -23,6 +24,7 @@ from tests.core.models.fused.tiny import (
     keep,
     learn,
     pair,
+    same,
 )
 
 
@@ -261,3 +263,16 @@ def test_what_attention_left_behind_is_kept_with_its_result_alone(
     (store,) = (each() for each in ashore.made)
     assert set(store.states) == kept
     assert loss.requires_grad
+
+
+@pytest.mark.parametrize("family", ["llama3", "gemma3"])
+@pytest.mark.parametrize("policy", ["full", "least"])
+def test_products_compute_what_no_kernel_computes_in_passing(
+    family: str, policy: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sublayers, "fits_thin", lambda ranks, dtype, device: False)
+    model = pair(family)
+    keep(model.state, POLICIES[policy])
+    with counted(monkeypatch, backward, "through_up") as walked:
+        same(model)
+    assert len(walked) == 3

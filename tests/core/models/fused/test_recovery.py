@@ -1,6 +1,7 @@
 """What a pass that failed, a plan that was too large, and a mode that was left leave behind: nothing."""
 
 import gc
+import itertools
 import weakref
 
 import pytest
@@ -11,7 +12,7 @@ from core.models.fused import state as states
 from core.models.fused.passes import Pass
 from core.models.fused.policy import FULL, LEAST, Plan, plan
 from core.models.fused.state import FusedState
-from tests.core.models.fused.tiny import pair
+from tests.core.models.fused.tiny import POLICIES, keep, pair
 
 IDS = torch.arange(3, 27).reshape(2, 12)
 
@@ -65,6 +66,15 @@ def test_training_goes_on_after_an_inference_made_the_scratch(dtype: torch.dtype
     assert all(p.grad is not None for p in model.ours.parameters() if p.requires_grad)
 
 
+def test_a_pass_that_nobody_walks_back_is_forgotten_with_what_waits_in_main_memory(ashore):
+    model = pair("llama", torch.float32)
+    keep(model.state, POLICIES["host"])
+    model.state.host.lock = lambda buffer: True
+    loss_of(model.ours)
+    gc.collect()
+    assert ashore.made and all(each() is None for each in ashore.made)
+
+
 def test_an_adapter_that_changes_before_the_backward_pass_is_an_error():
     model = pair("llama", torch.float32)
     found = loss_of(model.ours)
@@ -84,18 +94,45 @@ def test_nothing_kept_is_nothing_to_give_up():
     assert with_a_plan(0).give_way() is False
 
 
+def keep_at_most(state: FusedState) -> int:
+    """Plan as far as is allowed."""
+    assert state.planned is not None and state._most is not None
+    state.planned = state.planned._replace(device_bytes=state._most)
+    return state._most
+
+
+def test_every_relief_leaves_less_than_was_held_until_next_to_nothing_is():
+    state, held = with_a_plan(1000), [1000]
+    while state.give_way():
+        held.append(keep_at_most(state))
+    assert all(after == int(0.7 * before) for before, after in itertools.pairwise(held))
+    assert held[-1] <= 50 < held[-2]
+
+
 def test_what_is_given_up_comes_back_with_the_next_micro_batch():
-    state = with_a_plan(100)
-    answers = [state.give_way() for _ in range(12)]
-    assert answers[0] is True and False in answers
-    until = answers.index(False)
-    assert all(answers[:until])
-    again = with_a_plan(100)
-    for _ in range(until):
-        again.give_way()
-    assert again._shrunk < 0.1
-    again.give_way()
-    assert again._shrunk == 1.0
+    state = with_a_plan(1000)
+    while state.give_way():
+        keep_at_most(state)
+    assert state._most is None
+    state.planned = Plan((FULL,) * 3, 400, 0, 0.0, 0.0)
+    assert state.give_way() and state._most == 280
+
+
+def test_a_plan_that_cannot_hold_less_is_no_relief():
+    state = with_a_plan(1000)
+    assert state.give_way()
+    assert not state.give_way()
+
+
+def test_room_is_no_more_than_relief_has_left():
+    state = with_a_plan(1000)
+    sites = state.sites()
+    state.activation_bytes = 900
+    assert state._room(sites, 512) == 900
+    state.give_way()
+    assert state._room(sites, 512) == 700
+    state.activation_bytes = 500
+    assert state._room(sites, 512) == 500
 
 
 def test_another_budget_is_planned_anew():
