@@ -39,13 +39,13 @@ def job(label: str, base: str, system: System, storage: Literal["nf4", "bf16"] =
 
 LONG: dict[str, Any] = {"rows": 1, "micro_batch": 1, "length": 32_768, "steps": 8, "warmup": 2}
 JOBS = (
-    job("1b", "llama-1b", "fused", budget=0.5), job("1b", "llama-1b", "unsloth"),
-    job("4b", "qwen3-4b", "fused", budget=0.2), job("4b", "qwen3-4b", "unsloth"),
-    job("8b", "llama-8b", "fused", budget=0.4), job("8b", "llama-8b", "unsloth"),
-    job("8b off", "llama-8b", "fused", budget=56.0), job("8b off", "llama-8b", "unsloth", checkpointing=False),
-    job("8b long", "llama-8b", "fused", budget=1.0, **LONG), job("8b long", "llama-8b", "unsloth", **LONG),
+    job("1b", "llama-1b", "fused", budget=0.85), job("1b", "llama-1b", "unsloth"),
+    job("4b", "qwen3-4b", "fused", budget=0.4), job("4b", "qwen3-4b", "unsloth"),
+    job("8b", "llama-8b", "fused", budget=1.2), job("8b", "llama-8b", "unsloth"),
+    job("8b off", "llama-8b", "fused", budget=58.5), job("8b off", "llama-8b", "unsloth", checkpointing=False),
+    job("8b long", "llama-8b", "fused", budget=2.6, **LONG), job("8b long", "llama-8b", "unsloth", **LONG),
     job("8b long 60", "llama-8b", "fused", budget=44.0, **LONG),
-    job("8b bf16", "llama-8b", "fused", "bf16", budget=0.4), job("8b bf16", "llama-8b", "unsloth", "bf16"),
+    job("8b bf16", "llama-8b", "fused", "bf16", budget=1.2), job("8b bf16", "llama-8b", "unsloth", "bf16"),
     job("8b bf16 off", "llama-8b", "fused", "bf16", budget=56.0),
     job("8b bf16 off", "llama-8b", "unsloth", "bf16", checkpointing=False),
     job("8b grid 2", "llama-8b", "fused", micro_batch=2, budget=20.0),
