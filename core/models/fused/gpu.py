@@ -23,7 +23,8 @@ def unheld(device: torch.device) -> int:
     free, total = torch.cuda.mem_get_info(device)
     reserved = torch.cuda.memory_reserved(device)
     unused = reserved - torch.cuda.memory_allocated(device)
-    return int(min(free, allowed_share(device) * total - reserved) + unused - SPARE * total)
+    allowed = allowed_share(device) * total
+    return int(min(free, allowed - reserved) + unused - SPARE * allowed)
 
 
 def allowed_share(device: torch.device) -> float:
