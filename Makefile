@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cat constraints.txt pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: demo check test format base clean
+.PHONY: demo check test ready format base clean
 
 demo: $(READY)
 	$(BIN)/factory run configs/quickstart.yaml
@@ -15,6 +15,8 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+ready: $(READY)
 
 check: $(READY)
 	$(BIN)/ruff check core gates tasks flows data tests

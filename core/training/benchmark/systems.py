@@ -42,7 +42,11 @@ def prepare(case: Case) -> Prepared:
     """
     if case.system == "liger":
         patch_with_liger(Path(case.model))
-    model = attach(load_model(case.model_block(), trainable=True), case.lora_block())
+    return equip(attach(load_model(case.model_block(), trainable=True), case.lora_block()), case)
+
+
+def equip(model: PeftModel, case: Case) -> Prepared:
+    """Fill a model's adapter and choose the system's training step; see ``prepare``."""
     micro_batch = case.micro_batch or case.rows
     if case.system == "fused":
         grant(model, case.budget)

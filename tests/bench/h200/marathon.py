@@ -36,16 +36,12 @@ from core.models.frameworks import FrameworkNotice
 from core.models.fused.backbone import fuse
 from core.models.fused.state import FusedNotice, fused_state
 from core.models.quantized import base_format
-from core.training.benchmark.adapter import fill
 from core.training.benchmark.case import FRAMEWORKS, Case, System
 from core.training.benchmark.measuring import Run
 from core.training.benchmark.one import against_reference, finite, gpu_state, machine
 from core.training.benchmark.reports import Measured, Memory, Parity, Speed, refusal
-from core.training.benchmark.systems import OwnLoss, Prepared, grant, plain_arguments, prepare
-from core.training.config import TrainingConfig
-from core.training.language import LanguageStep, autocast
+from core.training.benchmark.systems import Prepared, equip, prepare
 from core.training.memory import free_memory
-from core.training.sft import autocast_dtype
 from tests.bench.h200.bases import drawn, reference_of
 from tests.bench.h200.limits import Limit, fastest, front
 from tests.bench.h200.targets import JOBS, Job, job, line
@@ -241,17 +237,9 @@ def renewed(model: PeftModel, case: Case) -> Prepared:
         state = fuse(model)
         assert state is not None
         state.is_checkpointed = case.checkpointing
-        grant(model, case.budget)
     for parameter in model.parameters():
         parameter.grad = None
-    fill(model, case.seed)
-    device = next(model.parameters()).device
-    cast = autocast(device, autocast_dtype(TrainingConfig(), model))
-    micro_batch = case.micro_batch or case.rows
-    if case.system in ("fused", "hf"):
-        language = LanguageStep(model, device, cast)
-        return Prepared(model, lambda batches: language(batches).loss, device, micro_batch)
-    return Prepared(model, OwnLoss(model, device, cast, plain_arguments), device, micro_batch)
+    return equip(model, case)
 
 
 def summary(out: Path) -> str:
