@@ -148,3 +148,14 @@ def test_main_memory_that_was_refused_is_not_planned_with(monkeypatch):
     assert state.host_room() > 10**11
     state.host.limit = 5
     assert state.host_room() == 5
+
+
+def test_gradients_that_are_thrown_away_to_make_room_are_no_step():
+    state = with_a_plan(1000)
+    parameter = torch.zeros(1, requires_grad=True)
+    parameter.grad = torch.ones(1)
+    state.first_step.look([parameter])
+    state.give_way()
+    parameter.grad = None
+    state.first_step.look([parameter])
+    assert not state.first_step.is_done

@@ -117,3 +117,10 @@ def test_nothing_holds_the_matrices_that_were_given_up():
     model.state.give_way()
     gc.collect()
     assert held() is None
+
+
+def test_a_home_that_is_gone_is_not_read_from():
+    model = fused_copy(adapt(base("llama", torch.float32)).train())
+    assert model.state.sites()[1].down.home is not None
+    del model.state.homes[1, "down"]
+    assert model.state.sites()[1].down.home is None
