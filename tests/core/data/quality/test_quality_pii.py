@@ -131,11 +131,12 @@ def test_many_texts_at_once_are_redacted_as_one_by_one(texts):
         "x:",
     ],
 )
-def test_a_row_of_two_million_characters_takes_less_than_a_second(sign):
+def test_a_row_of_two_million_characters_takes_no_minutes(sign):
     text = (sign * 2_000_000)[:2_000_000]
     start = time.process_time()
     redact([text], PREPARED)
-    assert time.process_time() - start < 1
+    # About half a second on an idle machine; what looks back at every character would take hours.
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize(
