@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from core.models.fused.policy import choose_micro_batch, divisors, floor_bytes
+from core.models.fused.costs import peak_bytes
+from core.models.fused.first_step import FirstStep
+from core.models.fused.policy import choose_micro_batch, divisors
 from core.models.fused.state import FusedState, fused_state
 from core.training.benchmark.case import Case
 from core.training.benchmark.measuring import Run
@@ -17,8 +19,6 @@ NEAR = 0.98
 AIM = 0.993
 """What the search aims at."""
 TRIES = 4
-LOGITS = 512 << 20
-"""Bytes of a tile of logits."""
 GIB = 2**30
 
 
@@ -86,16 +86,17 @@ def fastest(make: Callable[[Case], Prepared], case: Case, limit: Limit) -> tuple
 
 
 def held(state: FusedState) -> int:
-    """Count what is there before a layer computes anything: base, adapter, gradients, optimizer, a tile of logits."""
+    """Count what is there before anything is computed: base, adapter, gradients, optimizer."""
     sites = state.sites(is_training=True)
     trained = sum(each.numel() for site in sites.values() for each in site.parameters)
     allocated = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
-    return allocated + 12 * trained + LOGITS
+    return allocated + FirstStep().to_come(trained)
 
 
 def floor(state: FusedState, tokens: int) -> int:
-    """Return what the hungriest layer takes while it is computed."""
-    return max(floor_bytes(shape, tokens) for shape in state.shapes(state.sites(is_training=True)))
+    """Return what the hungriest layer takes while it is computed, or the head."""
+    shapes = state.shapes(state.sites(is_training=True))
+    return max(peak_bytes(shape, tokens, state.settings.vocab_size) for shape in shapes)
 
 
 def micro_batch_for(state: FusedState, case: Case, limit: Limit, room: int) -> int:
@@ -103,7 +104,7 @@ def micro_batch_for(state: FusedState, case: Case, limit: Limit, room: int) -> i
     shapes = state.shapes(state.sites(is_training=True))
     return choose_micro_batch(
         divisors(case.rows), limit.micro_batch, case.rows, case.length, shapes, room, state.host_room(), state.rates,
-        is_packed=case.storage == "nf4",
+        is_packed=case.storage == "nf4", vocabulary=state.settings.vocab_size,
     )  # fmt: skip
 
 
