@@ -339,8 +339,9 @@ def test_interrupted_then_killed_it_ends_bit_for_bit_where_training_in_this_proc
     assert (tmp_path / "left").read_text() == "0"
     assert is_gone(int((tmp_path / f"child-{int(signal.SIGKILL)}").read_text()))
     left = states(given)
-    assert len(left) == 1
-    reached = int(next(iter(left)).removeprefix("checkpoint-"))
+    # Two, where the kill came between a new state's last byte and the old one's end.
+    assert 1 <= len(left) <= 2
+    reached = max(int(name.removeprefix("checkpoint-")) for name in left)
     assert 12 <= reached < STEPS
     time.sleep(0.3)
     assert states(given) == left
