@@ -99,6 +99,7 @@ def glu_gradients(
     ranks: tuple[int, int],
     d_low: torch.Tensor,
     rank_down: int,
+    narrow: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> GluGradients:
     """Carry h's gradient to gate and up, and to the adapters' matrices that touch any of the three.
@@ -106,13 +107,15 @@ def glu_gradients(
     h itself is computed again but not written.
 
     Args:
-        dh: gradient of h [n, f].
+        dh: gradient of h [n, f]; with ``narrow`` without the share of the adapters below.
         gate_up: the forward pass's input [n, 2f].
         activation: as in the forward pass.
         low: inner values of the gate's adapters and then of up's [n, ranks or more], any row stride.
         ranks: of the gate's adapters together and of up's; each may be 0.
         d_low: gradient of the inner values of the adapters below, whose input is h [n, rank_down or more].
         rank_down: of those; may be 0.
+        narrow: sA of the adapters below [rank_down or more, f], any row stride: d_low (sA) is added to dh in the
+            precision of the computation, before anything else. None: dh is whole.
         out: where the gradient is written [n, 2f], may be `gate_up` itself; None allocates.
 
     Returns:
@@ -126,11 +129,11 @@ def glu_gradients(
         from core.kernels.glu import fused_thin
 
         return fused_thin.glu_gradients(
-            dh, gate_up, activation, low=low, ranks=ranks, d_low=d_low, rank_down=rank_down, out=out
-        )
+            dh, gate_up, activation, low=low, ranks=ranks, d_low=d_low, rank_down=rank_down, narrow=narrow, out=out,
+        )  # fmt: skip
     return reference.glu_gradients(
-        dh, gate_up, activation, low=low, ranks=ranks, d_low=d_low, rank_down=rank_down, out=out
-    )
+        dh, gate_up, activation, low=low, ranks=ranks, d_low=d_low, rank_down=rank_down, narrow=narrow, out=out,
+    )  # fmt: skip
 
 
 def _check(activation: str) -> None:

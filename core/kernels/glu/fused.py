@@ -13,12 +13,13 @@ from core.kernels.glu.reference import TANH_CUBIC, TANH_SCALE, Activation
 
 # Triton reads globals only as constants of its own kind; its interpreter wants them to the right of a tensor.
 CUBIC = tl.constexpr(TANH_CUBIC)
-TRIPLE_CUBIC = tl.constexpr(3.0 * TANH_CUBIC)
 DOUBLE_SCALE = tl.constexpr(2.0 * TANH_SCALE)
+SLOPE_CUBIC = tl.constexpr(6.0 * TANH_SCALE * TANH_CUBIC)
 MINUS_LOG2E = tl.constexpr(-1.4426950408889634)
 MINUS_DOUBLE_SCALE = tl.constexpr(-2.0 * TANH_SCALE * 1.4426950408889634)
 ROOT_HALF = tl.constexpr(0.7071067811865476)
-ROOT_TWO_PI = tl.constexpr(2.5066282746310002)
+MINUS_HALF_LOG2E = tl.constexpr(-0.7213475204444817)
+DENSITY = tl.constexpr(0.3989422804014327)
 
 
 def glu(gate_up: torch.Tensor, activation: Activation, *, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -93,14 +94,14 @@ def share_of(gate, one, ACTIVATION: tl.constexpr):
 @triton.jit
 def slope_of(gate, share, power, ACTIVATION: tl.constexpr):
     """Return the activation's derivative share + gate * share'."""
+    activated = gate * share
     if ACTIVATION == "silu":
-        slope = share * (1.0 + gate * (1.0 - share))
+        slope = share + activated * (1.0 - share)
     elif ACTIVATION == "gelu_tanh":
-        inner = (1.0 + gate * gate * TRIPLE_CUBIC) * DOUBLE_SCALE
         # power * share, not 1 - share: its last digit would be multiplied by gate cubed.
-        slope = share + gate * share * inner * (power * share)
+        slope = share + activated * (DOUBLE_SCALE + gate * gate * SLOPE_CUBIC) * (power * share)
     else:
-        slope = share + gate * tl.exp(-0.5 * gate * gate) / ROOT_TWO_PI
+        slope = share + gate * (tl.exp2(gate * gate * MINUS_HALF_LOG2E) * DENSITY)
     return slope
 
 

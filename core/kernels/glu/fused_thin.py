@@ -35,6 +35,8 @@ BACKWARD = Tiles(32, 128, 2048, 8, 3, turned=True, registers=128)
 """For up to 48 ranks in all, as padded."""
 BACKWARD_MANY = Tiles(32, 64, 2048, 4, 2, turned=False, registers=None)
 """For more ranks: their sums need the registers."""
+BACKWARD_SHARED = Tiles(32, 64, 2048, 4, 2, turned=True, registers=168)
+"""For 49 to 96 ranks if the share is added: three programs run beside one another, and else two."""
 FEWEST = 1024
 """Programs that keep a GPU busy; with fewer rows chunks are shorter, to have as many."""
 SHORTEST = 256
@@ -50,6 +52,7 @@ def glu_gradients(
     ranks: tuple[int, int],
     d_low: torch.Tensor,
     rank_down: int,
+    narrow: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     tiles: Tiles | None = None,
 ) -> GluGradients:
@@ -61,17 +64,17 @@ def glu_gradients(
     if out is None:
         out = torch.empty((n, 2 * width), dtype=gate_up.dtype, device=gate_up.device)
     gate, up, down = *ranks, rank_down
-    tiles = tiles or (
-        BACKWARD if sum(_padded(rank) for rank in (gate, up, down) if rank) <= 48 else BACKWARD_MANY
-    )
+    narrow = narrow if down else None
+    tiles = tiles or _tiles((gate, up, down), narrow is not None)
     blocks = triton.cdiv(width, tiles.columns)
     chunk = _chunk(n, blocks, tiles)
     chunks = triton.cdiv(n, chunk)
     parts = torch.empty((chunks, gate + up + down, width), dtype=torch.float32, device=dh.device)
     dots = torch.empty((blocks, n), dtype=torch.float32, device=dh.device)
     _glu_gradients[(blocks, chunks)](
-        dh, gate_up, low, d_low, out, parts, dots,
-        dh.stride(0), gate_up.stride(0), low.stride(0), d_low.stride(0), out.stride(0), n, width, chunk, 1.0,
+        dh, gate_up, low, d_low, narrow, out, parts, dots,
+        dh.stride(0), gate_up.stride(0), low.stride(0), d_low.stride(0), 0 if narrow is None else narrow.stride(0),
+        out.stride(0), n, width, chunk, 1.0,
         ACTIVATION=activation, GATE=gate, UP=up, DOWN=down,
         PADDED_GATE=_padded(gate), PADDED_UP=_padded(up), PADDED_DOWN=_padded(down),
         ROWS=tiles.rows, COLUMNS=tiles.columns, TURNED=tiles.turned,
@@ -79,6 +82,13 @@ def glu_gradients(
     )  # fmt: skip
     of_gate, of_up, of_down = parts.sum(0).split([gate, up, down])
     return GluGradients(out, of_gate.t(), of_up.t(), of_down, dots.sum(0))
+
+
+def _tiles(ranks: tuple[int, int, int], has_share: bool) -> Tiles:
+    total = sum(_padded(rank) for rank in ranks if rank)
+    if total <= 48:
+        return BACKWARD
+    return BACKWARD_SHARED if has_share and total <= 96 else BACKWARD_MANY
 
 
 def _padded(rank: int) -> int:
@@ -93,14 +103,26 @@ def _chunk(n: int, blocks: int, tiles: Tiles) -> int:
 
 
 @triton.jit
-def _thin_sum(
-    total, thin, stride, line, is_row, tile,
-    RANK: tl.constexpr, PADDED: tl.constexpr, TURNED: tl.constexpr,
-):  # fmt: skip
-    """Add thin' tile [PADDED, COLUMNS] to the sums, or all of it turned."""
+def _inner_values(thin, stride, line, is_row, RANK: tl.constexpr, PADDED: tl.constexpr):
+    """Load the rows' inner values [ROWS, PADDED]."""
+    inner = tl.arange(0, PADDED)[None, :]
+    return tl.load(thin + line * stride + inner, mask=is_row & (inner < RANK), other=0.0)
+
+
+@triton.jit
+def _low_rank(values, across, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return values across' [ROWS, COLUMNS]; the columns are the left factor: the rows are too few for Hopper."""
+    product = tl.trans(tl.dot(across, tl.trans(values)))
+    # This computes nothing. But no layout passes through a broadcast: else the compiler would take the product's for
+    # all that follows, read the tiles across their rows, and compute the activation once more in the tiles' own.
+    product, _ = tl.split(tl.broadcast_to(product[:, :, None], (ROWS, COLUMNS, 2)))
+    return product
+
+
+@triton.jit
+def _thin_sum(total, values, tile, RANK: tl.constexpr, TURNED: tl.constexpr):
+    """Add values' tile [PADDED, COLUMNS] to the sums, or all of it turned."""
     if RANK > 0:
-        inner = tl.arange(0, PADDED)[None, :]
-        values = tl.load(thin + line * stride + inner, mask=is_row & (inner < RANK), other=0.0)
         total = tl.dot(tl.trans(tile), values, total) if TURNED else tl.dot(tl.trans(values), tile, total)
     return total
 
@@ -115,8 +137,8 @@ def _keep_sum(total, parts, width, column, RANK: tl.constexpr, PADDED: tl.conste
 
 @triton.jit(do_not_specialize=["n", "chunk"])
 def _glu_gradients(
-    dh, gate_up, low, d_low, gradient, parts, dots,
-    dh_stride, gate_up_stride, low_stride, d_low_stride, gradient_stride, n, width, chunk, one,
+    dh, gate_up, low, d_low, narrow, gradient, parts, dots,
+    dh_stride, gate_up_stride, low_stride, d_low_stride, narrow_stride, gradient_stride, n, width, chunk, one,
     ACTIVATION: tl.constexpr, GATE: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr,
     PADDED_GATE: tl.constexpr, PADDED_UP: tl.constexpr, PADDED_DOWN: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TURNED: tl.constexpr,
@@ -127,6 +149,10 @@ def _glu_gradients(
     of_gate = tl.zeros((COLUMNS, PADDED_GATE) if TURNED else (PADDED_GATE, COLUMNS), dtype=tl.float32)
     of_up = tl.zeros((COLUMNS, PADDED_UP) if TURNED else (PADDED_UP, COLUMNS), dtype=tl.float32)
     of_down = tl.zeros((COLUMNS, PADDED_DOWN) if TURNED else (PADDED_DOWN, COLUMNS), dtype=tl.float32)
+    if narrow is not None:
+        inner = tl.arange(0, PADDED_DOWN)[None, :]
+        place = narrow + inner.to(tl.int64) * narrow_stride + tl.trans(column)
+        across = tl.load(place, mask=(inner < DOWN) & tl.trans(is_column), other=0.0)
     kind = gradient.dtype.element_ty
     first = tl.program_id(1) * chunk
     for start in range(first, min(first + chunk, n), ROWS):
@@ -137,24 +163,22 @@ def _glu_gradients(
         gate = tl.load(source, mask=real, other=0.0).to(tl.float32)
         up = tl.load(source + width, mask=real, other=0.0).to(tl.float32)
         upstream = tl.load(dh + line * dh_stride + column, mask=real, other=0.0).to(tl.float32)
+        below = _inner_values(d_low, d_low_stride, line, is_row, DOWN, PADDED_DOWN)
+        if narrow is not None:
+            upstream += _low_rank(below, across, ROWS, COLUMNS)
         share, power = share_of(gate, one, ACTIVATION)
-        activated = gate * share
-        gate_gradient = upstream * up * slope_of(gate, share, power, ACTIVATION)
-        up_gradient = upstream * activated
-        dot = tl.sum(gate_gradient * gate + up_gradient * up, axis=1)
+        activated, slope, both = gate * share, slope_of(gate, share, power, ACTIVATION), upstream * up
+        gate_gradient, up_gradient = both * slope, upstream * activated
+        dot = tl.sum(both * (slope * gate + activated), axis=1)
         tl.store(dots + tl.program_id(0).to(tl.int64) * n + row, dot, mask=row < n)
         target = gradient + line * gradient_stride + column
         tl.store(target, gate_gradient.to(kind), mask=real)
         tl.store(target + width, up_gradient.to(kind), mask=real)
-        of_gate = _thin_sum(
-            of_gate, low, low_stride, line, is_row, gate_gradient.to(kind), GATE, PADDED_GATE, TURNED
-        )
-        of_up = _thin_sum(
-            of_up, low + GATE, low_stride, line, is_row, up_gradient.to(kind), UP, PADDED_UP, TURNED
-        )
-        of_down = _thin_sum(
-            of_down, d_low, d_low_stride, line, is_row, (activated * up).to(kind), DOWN, PADDED_DOWN, TURNED
-        )
+        values = _inner_values(low, low_stride, line, is_row, GATE, PADDED_GATE)
+        of_gate = _thin_sum(of_gate, values, gate_gradient.to(kind), GATE, TURNED)
+        values = _inner_values(low + GATE, low_stride, line, is_row, UP, PADDED_UP)
+        of_up = _thin_sum(of_up, values, up_gradient.to(kind), UP, TURNED)
+        of_down = _thin_sum(of_down, below, (activated * up).to(kind), DOWN, TURNED)
     place = parts + tl.program_id(1).to(tl.int64) * (GATE + UP + DOWN) * width
     _keep_sum(of_gate, place, width, column, GATE, PADDED_GATE, TURNED)
     _keep_sum(of_up, place + GATE * width, width, column, UP, PADDED_UP, TURNED)

@@ -59,10 +59,14 @@ def glu_gradients(
     ranks: tuple[int, int],
     d_low: torch.Tensor,
     rank_down: int,
+    narrow: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> GluGradients:
     """Return all gradients that need what a gated linear unit computes."""
-    exact = glu_backward(_widened(dh), _widened(gate_up), activation)[1]
+    whole, of_below = _widened(dh), _widened(d_low[:, :rank_down])
+    if narrow is not None:
+        whole = whole + of_below @ _widened(narrow[:rank_down])
+    exact = glu_backward(whole, _widened(gate_up), activation)[1]
     dot = (exact * _widened(gate_up)).sum(dim=1)
     h = _widened(glu(gate_up, activation))
     gradient = exact.to(gate_up.dtype)
@@ -72,7 +76,7 @@ def glu_gradients(
         _written(gradient, gate_up.dtype, out),
         of_gate.t() @ of_low[:, : ranks[0]],
         of_up.t() @ of_low[:, ranks[0] :],
-        _widened(d_low[:, :rank_down]).t() @ h,
+        of_below.t() @ h,
         dot,
     )
 

@@ -128,6 +128,11 @@ class Group:
         return self.shape.columns
 
     @property
+    def ranks(self) -> tuple[int, ...]:
+        """Return the ranks of each projection's adapters together."""
+        return tuple(each.rank for each in self.projections)
+
+    @property
     def spare(self) -> int:
         """Return the extra columns of an input or of a gradient."""
         return self.shape.spare
@@ -189,6 +194,22 @@ class Group:
     def product(self, matrix: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Compute the outputs from an input whose extra columns are written, into [t, n] of any row stride."""
         return multiply(x, matrix[: self.n].t(), out=out)
+
+    def outputs_apart(self, matrix: Tensor, x: Tensor) -> Tensor:
+        """Compute x [W' (sA)'] in one product: [t, n + R].
+
+        The first n columns are the outputs but for the adapters' share (and without biases), which is what the rank
+        columns after them times ``turned`` gives; whoever reads the outputs next adds it, and x is not read again.
+
+        Args:
+            matrix: From ``fill``.
+            x: [t, k] or wider, any row stride.
+        """
+        return multiply(x[:, : self.k], matrix[:, : self.k].t())
+
+    def turned(self, matrix: Tensor) -> Tensor:
+        """Return the adapters' B', which is not scaled, from the extended matrix: [R, n], contiguous, R the ranks."""
+        return matrix[: self.n, self.k : self.k + self.shape.rank].t().contiguous()
 
     def added_to(self, matrix: Tensor, x: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Compute the outputs from an input without extra columns, added to something before they are rounded.
@@ -252,19 +273,22 @@ class Group:
         """View the adapters' sA in the extended matrix: [R, k], zero below the rank."""
         return matrix[self.n :, : self.k]
 
-    def adapter_gradients(self, dy: Tensor, x: Tensor, low: Tensor) -> tuple[Tensor, ...]:
+    def adapter_gradients(
+        self, dy: Tensor, x: Tensor, low: Tensor, up: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Compute the gradients A, B, A, B, .. in the order of the projections and their adapters.
 
         Args:
             dy: A widened gradient.
             x: The input, [t, k] or wider.
             low: [t, R], the input's extra columns; not read if there is no adapter.
+            up: dy' low [n, the ranks], if somebody has it already.
         """
         rank, n = self.shape.rank, self.n
         if not rank:
             return ()
         down = exact_product(dy[:, n : n + rank].t(), x[:, : self.k])
-        up = exact_product(dy[:, :n].t(), low[:, :rank])
+        up = exact_product(dy[:, :n].t(), low[:, :rank]) if up is None else up
         return self.dealt_out(down, self.apart(up))
 
     def apart(self, up: Tensor) -> list[Tensor]:

@@ -122,7 +122,7 @@ def refusal(
 def run(state: FusedState, asked: Asked, more: dict[str, Any]) -> BaseModelOutputWithPast:
     """Run the backbone, layer by layer."""
     backbone: Any = state.backbone
-    hidden = backbone.embed_tokens(asked.input_ids) if asked.embedded is None else asked.embedded
+    hidden = embedded(backbone, asked)
     b, s, e = hidden.shape
     # Where there is a mask, Transformers takes a row as one document, whatever its positions.
     documents = documents_of(asked.position_ids if asked.mask is None else None, (b, s), more)
@@ -148,6 +148,24 @@ def run(state: FusedState, asked: Asked, more: dict[str, Any]) -> BaseModelOutpu
             x = others(layer, index, x.view(b, s, e)).reshape(b * s, e)
     x = closed(this, backbone.norm, x)
     return BaseModelOutputWithPast(last_hidden_state=x.view(b, s, e))
+
+
+ASKS = "make_inputs_require_grad"
+"""How the hooks' names begin by which Transformers and PEFT let frozen embeddings claim a gradient."""
+
+
+def embedded(backbone: Any, asked: Asked) -> Tensor:
+    """Return the first hidden states [b, s, e].
+
+    Checkpoints of another kind than ours want a gradient to reach frozen embeddings. Nobody reads it, and the first
+    layer would multiply for it.
+    """
+    if asked.embedded is not None:
+        return asked.embedded
+    found: Tensor = backbone.embed_tokens(asked.input_ids)
+    hooks = backbone.embed_tokens._forward_hooks.values()
+    is_nobodys = found.is_leaf and all(getattr(each, "__name__", "").startswith(ASKS) for each in hooks)
+    return found.detach() if is_nobodys else found
 
 
 def closed(this: Pass, norm: nn.Module, x: Tensor) -> Tensor:

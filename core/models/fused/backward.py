@@ -4,17 +4,37 @@ Gradients are written over what has just been read: of gu over gu, of the MLP's 
 written to x, so a graph that is kept can be walked again: what is gone by then is computed again from x.
 """
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 from core.kernels.glu import GluGradients, glu, glu_backward, glu_gradients
 from core.kernels.lora_linear import Group
 from core.kernels.lora_linear.group import exact_product
-from core.kernels.rms_norm import rms_norm, rms_norm_backward, rms_norm_backward_low
+from core.kernels.rms_norm import (
+    NormGradients,
+    fits_norm_thin,
+    rms_norm,
+    rms_norm_backward,
+    rms_norm_backward_low,
+    rms_norm_gradients,
+)
 from core.kernels.rope import rope_backward
 from core.models.fused.passes import Pass
 from core.models.fused.recalled import Recalled
 from core.models.fused.sites import Norm
-from core.models.fused.sublayers import flat, is_thin, normed, of_narrow, ranks_of
+from core.models.fused.sublayers import flat, normed, of_narrow
+
+
+class Back(NamedTuple):
+    """What the MLP's backward pass leaves to attention's."""
+
+    d_residual: Tensor
+    """The gradient of the sum after attention, [t, e] in the first columns of a gradient of o."""
+    adapters: tuple[Tensor, ...]
+    """The gradients of the adapters of gate_up and down."""
+    b_o: Tensor | None = None
+    """The gradient of o's B [e, R], if it was formed in passing."""
 
 
 def backward(
@@ -30,19 +50,14 @@ def backward(
         needs_x: Whether the input's gradient is wanted.
     """
     recalled = Recalled(run, index, x)
-    d_residual, of_mlp = mlp_backward(run, recalled, dy)
+    of_mlp = mlp_backward(run, recalled, dy)
     run.store.ask(index - 1, ["residual", "mlp_out"])
-    dx, of_attention = attention_backward(run, recalled, d_residual, needs_x)
-    return dx, (*of_attention, *of_mlp)
+    dx, of_attention = attention_backward(run, recalled, of_mlp, needs_x)
+    return dx, (*of_attention, *of_mlp.adapters)
 
 
-def mlp_backward(run: Pass, recalled: Recalled, dy: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Walk back through the MLP.
-
-    Returns:
-        The gradient of the sum after attention, [t, e] in the first columns of a gradient of o, and those of the
-        adapters of gate_up and down.
-    """
+def mlp_backward(run: Pass, recalled: Recalled, dy: Tensor) -> Back:
+    """Walk back through the MLP."""
     site, index, tokens = recalled.site, recalled.index, dy.shape[0]
     residual, matrix = recalled.residual(), site.gate_up.fill(run.scratch)
     gate_up = run.store.take(index, "gate_up")
@@ -52,52 +67,65 @@ def mlp_backward(run: Pass, recalled: Recalled, dy: Tensor) -> tuple[Tensor, tup
         gate_up = site.gate_up.gradients(tokens)
         site.gate_up.product(matrix, wide, gate_up[:, : 2 * site.inner])
         del wide
-    back = site.down.fill(run.scratch)
-    d_out = run.handed_to(index, dy)
-    if d_out is None:
-        d_out = site.down.gradients(tokens)
-        sublayer_gradient(run, recalled, site.after_mlp, "mlp_out", dy, d_out[:, : site.hidden])
-    site.down.widen_gradient(back, d_out)
-    dh = site.down.input_gradient(back, d_out)
-    found, of_down = through_gate(run, recalled, dh, d_out, gate_up)
-    del dh, d_out
-    if found is None:
+    if not site.is_thin:
+        of_down = through_gate(run, recalled, gate_up, dy)
         d_residual, of_up = through_up(run, recalled, matrix, gate_up, residual, dy)
-    else:
-        d_residual, of_up = through_up_thin(run, recalled, matrix, found, residual, dy)
-    return d_residual, (*of_up, *of_down)
+        return Back(d_residual, (*of_up, *of_down))
+    found, d_out = through_gate_thin(run, recalled, gate_up, dy)
+    return through_up_thin(run, recalled, matrix, found, residual, dy, d_out)
 
 
-def through_gate(
-    run: Pass, recalled: Recalled, dh: Tensor, d_out: Tensor, gate_up: Tensor
-) -> tuple[GluGradients | None, tuple[Tensor, ...]]:
-    """Walk back through the gated unit; its gradient is written over ``gate_up``.
+def through_gate(run: Pass, recalled: Recalled, gate_up: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
+    """Walk back through the down projection and the gated unit, whose gradient is written over ``gate_up``.
 
     Args:
         run: The pass.
         recalled: The layer.
-        dh: The gradient of the hidden values [t, f]; written over.
-        d_out: The down projection's gradient, widened [t, e + R].
         gate_up: [t, 2f + R].
+        dy: The layer's own gradient [t, e].
 
     Returns:
-        The adapters' thin products that a kernel computed in passing, or None if products have to; and the gradients of
-        the down projection's adapters.
+        The gradients of the down projection's adapters.
     """
-    site, index, down = recalled.site, recalled.index, recalled.site.down
-    halves, rank = gate_up[:, : 2 * site.inner], recalled.site.down.shape.rank
-    low = run.store.look(index, "low_down")
-    if not is_thin(site):
-        h, _ = glu_backward(dh, halves, site.activation, h_out=dh, out=halves)
-        return None, down.adapter_gradients(d_out, h, low if low is not None else d_out)
-    of_gate, of_up = ranks_of(site.gate_up)
+    site, down, halves = recalled.site, recalled.site.down, gate_up[:, : 2 * recalled.site.inner]
+    back, d_out = down.fill(run.scratch), run.handed_to(recalled.index, dy)
+    if d_out is None:
+        d_out = down.gradients(dy.shape[0])
+        sublayer_gradient(run, recalled, site.after_mlp, "mlp_out", dy, d_out[:, : site.hidden])
+    down.widen_gradient(back, d_out)
+    dh = down.input_gradient(back, d_out)
+    h, _ = glu_backward(dh, halves, site.activation, h_out=dh, out=halves)
+    low = run.store.look(recalled.index, "low_down")
+    return down.adapter_gradients(d_out, h, low if low is not None else d_out)
+
+
+def through_gate_thin(
+    run: Pass, recalled: Recalled, gate_up: Tensor, dy: Tensor
+) -> tuple[GluGradients, Tensor]:
+    """Do the same by one product, whose result lacks the adapters' share until the gated unit's kernel adds it.
+
+    Args:
+        run: The pass.
+        recalled: The layer.
+        gate_up: [t, 2f + R].
+        dy: The layer's own gradient [t, e].
+
+    Returns:
+        What the kernel formed, and the gradient of what the down projection returned [t, e].
+    """
+    site, index, down, f = recalled.site, recalled.index, recalled.site.down, recalled.site.inner
+    d_out, rank, (of_gate, of_up) = dy, down.shape.rank, site.gate_up.ranks
+    if site.after_mlp is not None:
+        d_out = dy.new_empty(dy.shape)
+        sublayer_gradient(run, recalled, site.after_mlp, "mlp_out", dy, d_out)
+    back = down.fill(run.scratch)
+    wide = down.gradients_apart(back, d_out)
     found = glu_gradients(
-        dh, halves, site.activation, low=kept_small(run, index, "low_up"), ranks=(of_gate, of_up),
-        d_low=d_out[:, site.hidden :], rank_down=rank, out=halves,
+        wide[:, :f], gate_up[:, : 2 * f], site.activation, low=kept_small(run, index, "low_up"),
+        ranks=(of_gate, of_up), d_low=wide[:, f:], rank_down=rank, narrow=down.narrow(back) if rank else None,
+        out=gate_up[:, : 2 * f],
     )  # fmt: skip
-    if low is None or not rank:
-        return found, ()
-    return found, down.dealt_out(found.a_down, [exact_product(d_out[:, : site.hidden].t(), low[:, :rank])])
+    return found, d_out
 
 
 def through_up(
@@ -114,7 +142,7 @@ def through_up(
         dy: The layer's own gradient [t, e].
 
     Returns:
-        The gradient of the sum after attention, see ``mlp_backward``, and those of the adapters.
+        The gradient of the sum after attention, see ``Back``, and those of the adapters.
     """
     site, norm, e = recalled.site, recalled.site.before_mlp, recalled.site.hidden
     site.gate_up.widen_gradient(matrix, gate_up)
@@ -129,22 +157,93 @@ def through_up(
 
 
 def through_up_thin(
-    run: Pass, recalled: Recalled, matrix: Tensor, found: GluGradients, residual: Tensor, dy: Tensor
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Walk back through the up projection by one product; its norm adds the adapters' share. See ``through_up``."""
-    site, norm, up, e = recalled.site, recalled.site.before_mlp, recalled.site.gate_up, recalled.site.hidden
-    rank, rstd = up.shape.rank, kept_small(run, recalled.index, "rstd_mlp")
+    run: Pass,
+    recalled: Recalled,
+    matrix: Tensor,
+    found: GluGradients,
+    residual: Tensor,
+    dy: Tensor,
+    d_out: Tensor,
+) -> Back:
+    """Walk back through the up projection by one product; its norm adds the adapters' share.
+
+    Where nothing lies between them, the norm's kernel also forms the gradients of the B of down, whose own gradient it
+    adds, and of o, whose own it makes.
+
+    Args:
+        run: The pass.
+        recalled: The layer.
+        matrix: The up projection's, extended.
+        found: From the gated unit.
+        residual: The sum after attention [t, e].
+        dy: The layer's own gradient [t, e].
+        d_out: That of what the down projection returned [t, e].
+    """
+    site, index, up, e = recalled.site, recalled.index, recalled.site.gate_up, recalled.site.hidden
     wide = up.gradients_apart(matrix, found.gate_up)
-    a_up = of_narrow(wide[:, e : e + rank], norm, residual, rstd)
+    low_down, low_o = (low_of(run, index, name) for name in ("low_down", "low_o"))
     if site.after_attention is not None:
         d_residual = wide[:, :e]
     else:
         d_residual = wide if site.o.spare == up.spare else site.o.gradients(wide.shape[0])
-    rms_norm_backward_low(
-        wide[:, :e], residual, norm.weight, rstd, found.dot, wide[:, e:], up.narrow(matrix), rank=rank,
-        offset=norm.offset, add=dy, out=d_residual[:, :e],
+    passed = norm_gradients(
+        run, recalled, wide, residual, found.dot, up.narrow(matrix), dy,
+        low_down if site.after_mlp is None else None, low_o if site.after_attention is None else None,
+        d_residual[:, :e],
     )  # fmt: skip
-    return d_residual, up.dealt_out(a_up, [found.b_gate, found.b_up])
+    of_down: tuple[Tensor, ...] = ()
+    if low_down is not None:
+        b_down = passed.b_add if passed.b_add.shape[1] else exact_product(d_out.t(), low_down)
+        of_down = site.down.dealt_out(found.a_down, [b_down])
+    of_up = up.dealt_out(passed.a, [found.b_gate, found.b_up])
+    return Back(d_residual, (*of_up, *of_down), passed.b_x if passed.b_x.shape[1] else None)
+
+
+def norm_gradients(
+    run: Pass,
+    recalled: Recalled,
+    wide: Tensor,
+    residual: Tensor,
+    dot: Tensor,
+    narrow: Tensor,
+    dy: Tensor,
+    low_down: Tensor | None,
+    low_o: Tensor | None,
+    out: Tensor,
+) -> NormGradients:
+    """Walk back through the MLP's norm, and form what adapters' gradients need of what is read and written there.
+
+    Args:
+        run: The pass.
+        recalled: The layer.
+        wide: The gradient of the norm's result without the adapters' share, and their own [t, e + R].
+        residual: The norm's input [t, e].
+        dot: See ``rms_norm_backward_low``.
+        narrow: The adapters' sA [R, e].
+        dy: What is added [t, e].
+        low_down: Inner values of adapters whose gradient is dy [t, r], if there are any.
+        low_o: Those of the adapters whose gradient is the result.
+        out: Where that is written [t, e].
+    """
+    norm, rank, e = recalled.site.before_mlp, recalled.site.gate_up.shape.rank, residual.shape[1]
+    rstd = kept_small(run, recalled.index, "rstd_mlp")
+    if fits_norm_thin([rank, columns(low_down), columns(low_o)], dy.dtype, dy.device):
+        return rms_norm_gradients(
+            wide[:, :e], residual, norm.weight, rstd, dot, wide[:, e:], narrow, dy, rank=rank, offset=norm.offset,
+            low_add=low_down, rank_add=columns(low_down), low_x=low_o, rank_x=columns(low_o), out=out,
+        )  # fmt: skip
+    a = of_narrow(wide[:, e : e + rank], norm, residual, rstd)
+    b_down = residual.new_empty(e, 0) if low_down is None else exact_product(dy.t(), low_down)
+    rms_norm_backward_low(
+        wide[:, :e], residual, norm.weight, rstd, dot, wide[:, e:], narrow, rank=rank, offset=norm.offset, add=dy,
+        out=out,
+    )  # fmt: skip
+    return NormGradients(out, a, b_down, residual.new_empty(e, 0))
+
+
+def columns(low: Tensor | None) -> int:
+    """Count the columns of inner values there may be."""
+    return 0 if low is None else low.shape[1]
 
 
 def gradients_below(
@@ -197,10 +296,10 @@ def again(run: Pass, recalled: Recalled, name: str) -> Tensor:
 
 
 def attention_backward(
-    run: Pass, recalled: Recalled, d_residual: Tensor, needs_x: bool
+    run: Pass, recalled: Recalled, of_mlp: Back, needs_x: bool
 ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
     """Walk back through attention; see ``backward``."""
-    site, e = recalled.site, recalled.site.hidden
+    site, e, d_residual = recalled.site, recalled.site.hidden, of_mlp.d_residual
     parts, done = recalled.attention()
     d_added = d_residual
     if site.after_attention is not None:
@@ -211,7 +310,7 @@ def attention_backward(
     o = flat(done)
     d_o = site.o.input_gradient(matrix, d_added)
     low = run.store.look(recalled.index, "low_o")
-    of_o = site.o.adapter_gradients(d_added, o, low if low is not None else d_added)
+    of_o = site.o.adapter_gradients(d_added, o, low if low is not None else d_added, of_mlp.b_o)
     _, q, k, v = parts
     kernel = run.chooser.choose(q, k, v, site.scale, site.window, run.documents)
     heads, (b, s) = site.heads, run.shape
@@ -245,6 +344,13 @@ def kept_small(run: Pass, index: int, name: str) -> Tensor:
     found = run.store.look(index, name)
     assert found is not None
     return found
+
+
+def low_of(run: Pass, index: int, name: str) -> Tensor | None:
+    """Return the kept inner values of a projection's adapters [t, R], R their ranks; None if it has none."""
+    site = run.sites[index]
+    group = {"low_o": site.o, "low_down": site.down}[name]
+    return kept_small(run, index, name)[:, : group.shape.rank] if group.shape.rank else None
 
 
 def recall_low(run: Pass, index: int, name: str, out: Tensor) -> None:

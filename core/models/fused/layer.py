@@ -18,7 +18,17 @@ from torch.autograd.function import once_differentiable
 from core.models.fused.backward import backward
 from core.models.fused.passes import Pass
 from core.models.fused.policy import Place
-from core.models.fused.sublayers import attend, flat, hidden_values, normed, normed_after, project, split
+from core.models.fused.stream import Added
+from core.models.fused.sublayers import (
+    attend,
+    flat,
+    hidden_values,
+    lead_back,
+    normed,
+    normed_after,
+    project,
+    split,
+)
 
 
 class DecoderLayer(torch.autograd.Function):
@@ -69,7 +79,7 @@ def forward(run: Pass, index: int, x: Tensor, keeps: bool) -> Tensor:
     qkv, low_qkv = project(run, site, wide)
     parts = split(run, site, qkv)
     done = attend(run, site, parts)
-    added, low_o = site.o.added_to(site.o.fill(run.scratch), flat(done), None)
+    added, low_o = lead_back(run, site.o, site.after_attention, flat(done))
     residual, wide, rstd_mlp = stream.add(
         normed_after(site.after_attention, added), site.before_mlp, site.gate_up
     )
@@ -79,10 +89,8 @@ def forward(run: Pass, index: int, x: Tensor, keeps: bool) -> Tensor:
     low_up = wide[:, site.hidden :].contiguous() if site.gate_up.spare else None
     del wide
     is_kept = keeps and run.policies[index].gate_up is Place.DEVICE
-    matrix = site.down.fill(run.scratch)
-    h = hidden_values(site, matrix, gate_up, over=not is_kept)
-    mlp = site.down.product(matrix, h)
-    low_down = h[:, site.inner :].contiguous() if site.down.spare else None
+    h = hidden_values(site, gate_up, over=not is_kept)
+    mlp, low_down = lead_back(run, site.down, site.after_mlp, h)
     del h
     if not is_kept:
         del gate_up
@@ -106,12 +114,15 @@ def forward(run: Pass, index: int, x: Tensor, keeps: bool) -> Tensor:
             if small is not None:
                 items.append((name, small, Place.DEVICE))
         if site.after_mlp is not None:
-            items += [("attention_out", added, policy.attention_out), ("mlp_out", mlp, policy.mlp_out)]
+            items += [
+                ("attention_out", added.values, policy.attention_out),
+                ("mlp_out", mlp.values, policy.mlp_out),
+            ]
         run.store.keep(index, items)
     return y
 
 
-def leave(run: Pass, index: int, added: Tensor) -> Tensor:
+def leave(run: Pass, index: int, added: Added) -> Tensor:
     """Add the MLP's output and normalise the sum for what comes next; return the rounded sum [t, e]."""
     following = run.sites.get(index + 1)
     if following is not None:
@@ -119,8 +130,6 @@ def leave(run: Pass, index: int, added: Tensor) -> Tensor:
     elif run.last is not None and index == run.depth - 1:
         y, *normed_already = run.stream.add(added, run.last, None)
     else:
-        assert run.stream.exact is not None
-        run.stream.exact += added
-        y, normed_already = run.stream.exact.to(added.dtype, copy=True), []
+        y, normed_already = run.stream.add_last(added), []
     run.stream.hand_over(y, *normed_already)
     return y

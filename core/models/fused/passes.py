@@ -58,11 +58,12 @@ class Pass:
     def hand_on(self, index: int, like: Tensor) -> Tensor:
         """Make room for the gradient that a layer will be given, with the extra columns it will want: [t, e].
 
-        The layer finds them again if nobody replaced the gradient on the way, which saves it a copy.
+        The layer finds them again if nobody replaced the gradient on the way, which saves it a copy. One whose kernels
+        compute thin products in passing wants none.
         """
         site = self.sites.get(index)
         hidden = next(iter(self.sites.values())).hidden
-        if site is None or site.after_mlp is not None:
+        if site is None or site.after_mlp is not None or site.is_thin:
             return like.new_empty(like.shape[0], hidden)
         self.handed[index] = wide = site.down.gradients(like.shape[0])
         return wide[:, :hidden]

@@ -7,7 +7,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from core.kernels.glu import Activation
+from core.kernels.glu import Activation, fits_thin
 from core.kernels.lora_linear import Adapter, Group, Projection
 from core.kernels.lora_linear.group import at_home
 from core.kernels.nf4 import Packed
@@ -71,6 +71,16 @@ class Site(NamedTuple):
     def groups(self) -> tuple[Group, Group, Group, Group]:
         """Return the linear layers by what they share, in the order of ``GROUPS``."""
         return self.qkv, self.o, self.gate_up, self.down
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether the MLP's kernels compute the thin products of its adapters in passing.
+
+        They need no bias in the up projection, whose share is not a gradient's.
+        """
+        up = self.gate_up
+        ranks, shape = (*up.ranks, *self.down.ranks), up.shape
+        return bool(up.spare) and not shape.has_bias and fits_thin(ranks, shape.dtype, shape.device)
 
     @property
     def hidden(self) -> int:

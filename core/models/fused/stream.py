@@ -1,38 +1,48 @@
 """The residual stream from layer to layer, and the norm at its end."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from core.kernels.lora_linear import Group
-from core.kernels.rms_norm import accumulate_rms_norm, rms_norm, rms_norm_backward
+from core.kernels.rms_norm import accumulate, accumulate_rms_norm, rms_norm, rms_norm_backward
 from core.models.fused.sites import Norm
 
 
-class Stream:
-    """The residual stream in float32, beside the rounded tensors that layers pass on and keep.
+class Added(NamedTuple):
+    """What a sublayer adds to the stream."""
 
-    Rounding after each of many additions is what would make a deep model in 16 bits wander off.
+    values: Tensor
+    """[t, e], any row stride."""
+    low: Tensor | None = None
+    """The inner values [t, R] of adapters whose share the values lack."""
+    narrow: Tensor | None = None
+    """What these are multiplied by [R, e]."""
+
+
+class Stream:
+    """The residual stream: the rounded tensors that layers pass on and keep, and beside them what rounding took off.
+
+    Forgetting that after each of many additions is what would make a deep model in 16 bits wander off.
     """
 
     def __init__(self) -> None:
-        self.exact: Tensor | None = None
-        """[t, e] float32; float64 for float64."""
         self.visible: Tensor | None = None
-        """Its rounded twin, which autograd sees."""
+        """The rounded sum [t, e]."""
+        self.rest: Tensor | None = None
+        """What rounding took off [t, e]; None is nothing. See ``accumulate_rms_norm``."""
         self.normed: tuple[Tensor, Tensor] | None = None
         """The stream, normalised for what comes next, with room for extra columns, and the reciprocal roots [t]."""
 
     def enter(self, x: Tensor) -> None:
         """Go on from x [t, e], or begin with it."""
         if self.visible is None or self.visible.data_ptr() != x.data_ptr():
-            self.exact = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
-            self.visible = self.normed = None
+            self.visible, self.rest, self.normed = x.detach().contiguous(), None, None
 
-    def add(self, added: Tensor, norm: Norm, group: Group | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Add a sublayer's output [t, e].
+    def add(self, added: Added, norm: Norm, group: Group | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Add a sublayer's output.
 
         Args:
             added: What is added.
@@ -42,12 +52,23 @@ class Stream:
         Returns:
             The rounded sum [t, e], the sum normalised, and the norm's reciprocal roots [t].
         """
-        assert self.exact is not None
-        wide = torch.empty_like(added) if group is None else group.inputs(added.shape[0])
-        _, rounded, rstd = accumulate_rms_norm(
-            self.exact, added, norm.weight, norm.eps, offset=norm.offset, out=wide[:, : added.shape[1]]
+        assert self.visible is not None
+        tokens, e = added.values.shape
+        wide = added.values.new_empty(tokens, e) if group is None else group.inputs(tokens)
+        found = accumulate_rms_norm(
+            self.visible, self.rest, added.values, norm.weight, norm.eps, offset=norm.offset, out=wide[:, :e],
+            low=added.low, narrow=added.narrow,
+        )  # fmt: skip
+        self.visible, self.rest = found.sum, found.rest
+        return found.sum, wide, found.rstd
+
+    def add_last(self, added: Added) -> Tensor:
+        """Add the output of the last sublayer before one that is not fused; return the rounded sum [t, e]."""
+        assert self.visible is not None
+        self.visible, self.rest = accumulate(
+            self.visible, self.rest, added.values, low=added.low, narrow=added.narrow
         )
-        return rounded, wide, rstd
+        return self.visible
 
     def hand_over(self, visible: Tensor, wide: Tensor | None = None, rstd: Tensor | None = None) -> None:
         """Leave the sum, and what was made of it, to whoever comes next."""

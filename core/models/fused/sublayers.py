@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from core.kernels.attention import Attended
-from core.kernels.glu import fits_thin, glu
+from core.kernels.glu import glu
 from core.kernels.lora_linear import Group
 from core.kernels.lora_linear.group import exact_product
-from core.kernels.rms_norm import rms_norm
+from core.kernels.rms_norm import fits_share, rms_norm
 from core.kernels.rope import rope
 from core.models.fused.passes import Pass
 from core.models.fused.sites import Norm, Site
+from core.models.fused.stream import Added
 
 
 class Parts(NamedTuple):
@@ -33,11 +34,11 @@ def normed(norm: Norm, x: Tensor, group: Group) -> tuple[Tensor, Tensor]:
     return wide, rstd
 
 
-def normed_after(norm: Norm | None, added: Tensor) -> Tensor:
+def normed_after(norm: Norm | None, added: Added) -> Added:
     """Normalise what a sublayer of a sandwich adds [t, e]; leave another's as it is."""
     if norm is None:
         return added
-    return rms_norm(added, norm.weight, norm.eps, offset=norm.offset)[0]
+    return Added(rms_norm(added.values, norm.weight, norm.eps, offset=norm.offset)[0])
 
 
 def project(run: Pass, site: Site, wide: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -113,27 +114,11 @@ def close(
     return found, added
 
 
-def is_thin(site: Site) -> bool:
-    """Tell whether the MLP's kernels compute the thin products of its adapters in passing.
-
-    They need no bias in the up projection, whose share is not a gradient's.
-    """
-    up, down = site.gate_up, site.down
-    ranks, shape = (*ranks_of(up), *ranks_of(down)), up.shape
-    return bool(up.spare) and not shape.has_bias and fits_thin(ranks, shape.dtype, shape.device)
-
-
-def ranks_of(group: Group) -> tuple[int, ...]:
-    """Return the ranks of each projection's adapters together."""
-    return tuple(each.rank for each in group.projections)
-
-
-def hidden_values(site: Site, matrix: Tensor, gate_up: Tensor, *, over: bool) -> Tensor:
-    """Compute the MLP's hidden values and their extra columns, the down projection's input: [t, f + R].
+def hidden_values(site: Site, gate_up: Tensor, *, over: bool) -> Tensor:
+    """Compute the MLP's hidden values, with room for the extra columns of the down projection's input: [t, f + R].
 
     Args:
         site: The layer.
-        matrix: The down projection's extended one.
         gate_up: [t, 2f + R].
         over: Nobody needs the gate any more: its place is taken, and the extra columns lie where up began.
     """
@@ -141,8 +126,37 @@ def hidden_values(site: Site, matrix: Tensor, gate_up: Tensor, *, over: bool) ->
     width = f + down.spare
     h = gate_up[:, :width] if over and width <= gate_up.shape[1] else down.inputs(gate_up.shape[0])
     glu(gate_up[:, : 2 * f], site.activation, out=h[:, :f])
-    down.widen(matrix, h)
     return h
+
+
+def lead_back(run: Pass, group: Group, norm: Norm | None, x: Tensor) -> tuple[Added, Tensor | None]:
+    """Project what a sublayer computed back to the model's width, for the stream.
+
+    Args:
+        run: The pass.
+        group: o or down.
+        norm: Of a sandwich: it needs whole values.
+        x: [t, k], or [t, k + R] with room for the extra columns.
+
+    Returns:
+        What is added, and the adapters' inner values [t, R].
+    """
+    matrix, n = group.fill(run.scratch), group.n
+    shape = group.shape
+    if (
+        norm is None
+        and group.spare
+        and not shape.has_bias
+        and fits_share(shape.rank, shape.dtype, shape.device)
+    ):
+        both = group.outputs_apart(matrix, x)
+        low = both[:, n:].contiguous()
+        return Added(both[:, :n], low, group.turned(matrix)), low
+    if x.shape[1] == group.k:
+        values, inner = group.added_to(matrix, x, None)
+        return Added(values), inner
+    group.widen(matrix, x)
+    return Added(group.product(matrix, x)), x[:, group.k :].contiguous()
 
 
 def of_narrow(d_low: Tensor, norm: Norm, x: Tensor, rstd: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from core.models.fused.costs import peak_bytes
 from core.models.fused.first_step import FirstStep
 from core.models.fused.policy import choose_micro_batch, divisors
+from core.models.fused.sites import unpacked_bytes
 from core.models.fused.state import FusedState, fused_state
 from core.training.benchmark.case import Case
 from core.training.benchmark.measuring import Run
@@ -116,16 +117,12 @@ def fitted(
     for _ in range(TRIES):
         tried = case.model_copy(update={"budget": round(budget, 3), "warmup": 2, "steps": 2})
         grant(prepared.model, tried.budget)
-        ms, peak, keeps_all = probed(prepared, tried)
+        ms, peak, has_all = probed(prepared, tried)
         told.append(f"by {case.micro_batch} budget {budget:.1f}: {ms:.0f} ms {peak / GIB:.2f}")
         if peak <= limit.peak and (best is None or ms < best[0]):
             best = ms, case.model_copy(update={"budget": tried.budget})
         ahead = AIM * limit.peak - peak
-        if (
-            NEAR * limit.peak <= peak <= limit.peak
-            or (keeps_all and ahead > 0)
-            or (budget == 0 and ahead <= 0)
-        ):
+        if NEAR * limit.peak <= peak <= limit.peak or (has_all and ahead > 0) or (budget == 0 and ahead <= 0):
             break
         budget = max(0.0, budget + ahead / GIB)
     return best
@@ -137,6 +134,11 @@ def probed(prepared: Prepared, case: Case) -> tuple[float, int, bool]:
         speed, memory = Run(prepared, case).measure()
     except torch.OutOfMemoryError:
         return float("inf"), 1 << 62, False
-    state = fused_state(prepared.model)
-    keeps_all = state is None or state.planned is None or state.planned.extra_ms == 0
-    return min(speed.step_ms), memory.allocated, keeps_all
+    return min(speed.step_ms), memory.allocated, keeps_all(fused_state(prepared.model))
+
+
+def keeps_all(state: FusedState | None) -> bool:
+    """Tell whether more memory would be of no use: nothing is computed again, and nothing is expanded again."""
+    if state is None or state.planned is None:
+        return True
+    return state.planned.extra_ms == 0 and not any(map(unpacked_bytes, state.sites().values()))

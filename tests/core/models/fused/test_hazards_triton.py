@@ -9,6 +9,7 @@ from torch import Tensor
 
 from core.data.batches import collate, collate_packed
 from core.kernels.attention import fused as attention
+from core.kernels.lora_linear import Group
 from core.models.fused.state import FusedNotice
 from tests.core.kernels.interpreter import round_as_hardware_does
 from tests.core.models.fused.test_hazards import documents, step
@@ -96,12 +97,15 @@ def test_the_gpu_path_is_the_one_that_these_tests_run(triton: None, monkeypatch:
     from core.kernels.glu import fused_thin as glu
     from core.kernels.lora_linear import fused as lora
     from core.kernels.rms_norm import fused as norm
+    from core.kernels.rms_norm import fused_thin as thin_norm
     from core.kernels.rope import fused as rope
 
     model, tokens = pair("qwen3", torch.bfloat16), ids(1, 5)
     with (
         counted(monkeypatch, glu, "glu_gradients") as gates,
-        counted(monkeypatch, norm, "rms_norm_backward_low") as thin_norms,
+        counted(monkeypatch, thin_norm, "rms_norm_gradients") as thin_norms,
+        counted(monkeypatch, norm, "accumulate_rms_norm") as added,
+        counted(monkeypatch, Group, "outputs_apart") as apart,
         counted(monkeypatch, norm, "rms_norm_backward") as norms,
         counted(monkeypatch, rope, "rope_backward") as turns,
         counted(monkeypatch, lora, "spread") as spreads,
@@ -110,4 +114,5 @@ def test_the_gpu_path_is_the_one_that_these_tests_run(triton: None, monkeypatch:
         learn(model.ours, tokens)
     assert [len(each) for each in (gates, thin_norms, turns, seen)] == [3] * 4
     assert len(norms) == 3
+    assert len(added) == len(apart) == 6
     assert len(spreads) >= 4 * 3

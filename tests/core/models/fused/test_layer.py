@@ -8,7 +8,7 @@ from torch import Tensor
 
 from core.kernels.attention import fused as attention
 from core.kernels.lora_linear import Group
-from core.models.fused import backward, sublayers
+from core.models.fused import backward, sites, sublayers
 from core.models.fused.policy import Place, Policy
 from core.models.fused.state import FusedNotice
 from tests.core.models.fused.streams import Ashore
@@ -94,13 +94,14 @@ def work_of(model: Pair, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> dic
         counted(monkeypatch, Group, "forward") as full,
         counted(monkeypatch, Group, "product") as into,
         counted(monkeypatch, Group, "added_to") as added,
+        counted(monkeypatch, Group, "outputs_apart") as apart,
         counted(monkeypatch, attention.Plain, "forward") as attended,
     ):
         learn(model.ours, tokens)
     shapes = {group.shape: name for site in model.state.sites().values()
               for name, group in zip(("qkv", "o", "gate_up", "down"), site[:4], strict=True)}  # fmt: skip
     done = dict.fromkeys(shapes.values(), 0)
-    for call in [*full, *into, *added]:
+    for call in [*full, *into, *added, *apart]:
         done[shapes[call[0].shape]] += 1
     return {**done, "attention": len(attended)}
 
@@ -134,6 +135,23 @@ def test_a_model_that_is_not_checkpointed_keeps_everything(monkeypatch: pytest.M
     model = pair("llama")
     model.state.is_checkpointed = False
     assert set(model.state.policies(model.state.sites(), 18, 9).values()) == {POLICIES["full"]}
+
+
+@pytest.mark.parametrize("has_reader", [False, True])
+def test_a_gradient_of_frozen_embeddings_is_computed_for_a_reader_only(
+    has_reader: bool, monkeypatch: pytest.MonkeyPatch
+):
+    model, tokens, seen = pair("llama"), ids(), []
+    model.ours.enable_input_require_grads()
+    if has_reader:
+        table = model.ours.get_input_embeddings()
+        table.register_forward_hook(lambda module, given, out: seen.append(out))
+    with counted(monkeypatch, Group, "input_gradient") as called:
+        _, found = learn(model.ours, tokens)
+    qkv = model.state.sites()[0].qkv.shape
+    assert sum(call[0].shape == qkv for call in called) == (3 if has_reader else 2)
+    assert [out.grad is not None for out in seen] == [True] * len(seen)
+    assert error(found, learn(model.theirs, tokens)[1]) < 3e-5
 
 
 # Graphs that are walked twice
@@ -265,14 +283,37 @@ def test_what_attention_left_behind_is_kept_with_its_result_alone(
     assert loss.requires_grad
 
 
+PLAIN = {
+    "all": [(sites, "fits_thin"), (backward, "fits_norm_thin"), (sublayers, "fits_share")],
+    "the gated unit": [(sites, "fits_thin")],
+    "the norm": [(backward, "fits_norm_thin")],
+    "the stream": [(sublayers, "fits_share")],
+}
+"""Who has no kernel for the adapters' shares and thin products."""
+
+
+@pytest.mark.parametrize("who", PLAIN)
 @pytest.mark.parametrize("family", ["llama3", "gemma3"])
 @pytest.mark.parametrize("policy", ["full", "least"])
 def test_products_compute_what_no_kernel_computes_in_passing(
-    family: str, policy: str, monkeypatch: pytest.MonkeyPatch
+    who: str, family: str, policy: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(sublayers, "fits_thin", lambda ranks, dtype, device: False)
+    for place, name in PLAIN[who]:
+        monkeypatch.setattr(place, name, lambda *given: False)
     model = pair(family)
     keep(model.state, POLICIES[policy])
-    with counted(monkeypatch, backward, "through_up") as walked:
+    with (
+        counted(monkeypatch, backward, "through_up") as walked,
+        counted(monkeypatch, backward, "rms_norm_gradients") as normed,
+        counted(monkeypatch, sublayers, "fits_share") as asked,
+        counted(monkeypatch, Group, "outputs_apart") as apart,
+    ):
         same(model)
-    assert len(walked) == 3
+    has_gate, has_norm, has_stream = (
+        who not in ("all", each) for each in ("the gated unit", "the norm", "the stream")
+    )
+    assert len(walked) == (0 if has_gate else 3)
+    assert len(normed) == (3 if has_gate and has_norm else 0)
+    # A sandwich normalises what is added, so it must be whole.
+    assert len(asked) == (6 if family == "llama3" else 0)
+    assert len(apart) == (6 if family == "llama3" and has_stream else 0)
