@@ -8,7 +8,8 @@ from torch import Tensor
 
 from core.kernels.attention import fused as attention
 from core.kernels.lora_linear import Group
-from core.models.fused import backward, sites, sublayers
+from core.models.fused import gradients as below
+from core.models.fused import mlp_backward, sites, sublayers
 from core.models.fused.policy import Place, Policy
 from core.models.fused.state import FusedNotice
 from tests.core.models.fused.streams import Ashore
@@ -284,9 +285,9 @@ def test_what_attention_left_behind_is_kept_with_its_result_alone(
 
 
 PLAIN = {
-    "all": [(sites, "fits_thin"), (backward, "fits_norm_thin"), (sublayers, "fits_share")],
+    "all": [(sites, "fits_thin"), (below, "fits_norm_thin"), (sublayers, "fits_share")],
     "the gated unit": [(sites, "fits_thin")],
-    "the norm": [(backward, "fits_norm_thin")],
+    "the norm": [(below, "fits_norm_thin")],
     "the stream": [(sublayers, "fits_share")],
 }
 """Who has no kernel for the adapters' shares and thin products."""
@@ -303,8 +304,8 @@ def test_products_compute_what_no_kernel_computes_in_passing(
     model = pair(family)
     keep(model.state, POLICIES[policy])
     with (
-        counted(monkeypatch, backward, "through_up") as walked,
-        counted(monkeypatch, backward, "rms_norm_gradients") as normed,
+        counted(monkeypatch, mlp_backward, "through_up") as walked,
+        counted(monkeypatch, below, "rms_norm_gradients") as normed,
         counted(monkeypatch, sublayers, "fits_share") as asked,
         counted(monkeypatch, Group, "outputs_apart") as apart,
     ):

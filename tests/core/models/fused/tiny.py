@@ -11,7 +11,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from core.models.fused import backward, layer, recalled, stream, sublayers
+from core.models.fused import attention_backward, layer, mlp_backward, recalled, stream, sublayers
+from core.models.fused import gradients as below
 from core.models.fused.backbone import fuse
 from core.models.fused.policy import FULL, LEAST, Place, Policy
 from core.models.fused.state import FusedState
@@ -216,7 +217,11 @@ class Spent:
 
 def run_out(patch: Any, name: str, after: int) -> Spent:
     """Let memory run out at one call of an operator, wherever the layers call it."""
-    places = [each for each in (backward, layer, recalled, stream, sublayers) if hasattr(each, name)]
+    places = [
+        each
+        for each in (attention_backward, below, layer, mlp_backward, recalled, stream, sublayers)
+        if hasattr(each, name)
+    ]
     spent = Spent(getattr(places[0], name), after)
     for place in places:
         patch.setattr(place, name, spent)
