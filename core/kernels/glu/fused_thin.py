@@ -35,7 +35,7 @@ BACKWARD = Tiles(32, 128, 2048, 8, 3, turned=True, registers=128)
 """For up to 48 ranks in all, as padded."""
 BACKWARD_MANY = Tiles(32, 64, 2048, 4, 2, turned=False, registers=None)
 """For more ranks: their sums need the registers."""
-BACKWARD_SHARED = Tiles(32, 64, 2048, 4, 2, turned=True, registers=168)
+BACKWARD_SHARED = Tiles(32, 64, 2048, 4, 3, turned=True, registers=168)
 """For 49 to 96 ranks if the share is added: three programs run beside one another, and else two."""
 FEWEST = 1024
 """Programs that keep a GPU busy; with fewer rows chunks are shorter, to have as many."""

@@ -1,14 +1,19 @@
 """A layer's backward pass through attention."""
 
+import torch
 from torch import Tensor
 
 from core.kernels.rms_norm import rms_norm_backward
-from core.kernels.rope import rope_backward
-from core.models.fused.gradients import gradients_below, kept_small, sublayer_gradient
+from core.kernels.rope import rope_backward, rope_gradients
+from core.models.fused.gradients import gradients_below, kept_small, norm_gradients, sublayer_gradient
 from core.models.fused.mlp_backward import Back
 from core.models.fused.passes import Pass
 from core.models.fused.recalled import Recalled
-from core.models.fused.sublayers import flat
+from core.models.fused.sites import Norm
+from core.models.fused.sublayers import flat, of_narrow
+
+Upstream = tuple[Tensor, Tensor, Tensor]
+"""Gradients of queries [b, h, s, d], keys and values [b, g, s, d]."""
 
 
 def attention_backward(
@@ -31,25 +36,77 @@ def attention_backward(
     kernel = run.chooser.choose(q, k, v, site.scale, site.window, run.documents)
     heads, (b, s) = site.heads, run.shape
     d_o = d_o.view(b, s, heads.query, heads.width).transpose(1, 2)
-    dq, dk, dv = kernel.backward(d_o, q, k, v, done, site.scale, site.window, run.documents)
+    upstream = kernel.backward(d_o, q, k, v, done, site.scale, site.window, run.documents)
+    del d_o, done, o, q, k, v
+    recalled.parts = recalled.done = None
+    walk = through_qkv_thin if site.turns_thin else through_qkv
+    dx, of_qkv = walk(run, recalled, parts.qkv, upstream, d_residual, needs_x)
+    return dx, (*of_qkv, *of_o)
+
+
+def through_qkv(
+    run: Pass, recalled: Recalled, qkv: Tensor, upstream: Upstream, d_residual: Tensor, needs_x: bool
+) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    """Walk back through the rotation, the projection and its norm by products that read the gradient three times.
+
+    Args:
+        run: The pass.
+        recalled: The layer.
+        qkv: [t, (h + 2g) d] as it was kept.
+        upstream: The gradients of queries, keys and values as attention took them.
+        d_residual: The gradient of the sum after attention, [t, e] in its first columns.
+        needs_x: Whether the input's gradient is wanted.
+
+    Returns:
+        It [t, e], and the gradients of the adapters.
+    """
+    site, index, e = recalled.site, recalled.index, recalled.site.hidden
     d_qkv = site.qkv.gradients(d_residual.shape[0])
     cos, sin = run.angles[site.rope]
-    head_norms = site.head_norms
+    norms = site.head_norms
+    q_weight, k_weight, eps, offset = scales_of(norms)
     rope_backward(
-        dq, dk, dv, cos, sin, run.positions, heads,
-        raw=parts.qkv if head_norms else None, q_weight=head_norms[0].weight if head_norms else None,
-        k_weight=head_norms[1].weight if head_norms else None, eps=head_norms[0].eps if head_norms else 0.0,
-        offset=head_norms[0].offset if head_norms else 0.0, out=d_qkv[:, : site.qkv.n],
+        *upstream, cos, sin, run.positions, site.heads, raw=qkv if norms else None, q_weight=q_weight,
+        k_weight=k_weight, eps=eps, offset=offset, out=d_qkv[:, : site.qkv.n],
     )  # fmt: skip
-    del dq, dk, dv, d_o, parts, done, o
-    recalled.parts = recalled.done = None
-    matrix = site.qkv.fill(run.scratch)
-    x, norm = recalled.x(), site.before_attention
-    rstd = kept_small(run, recalled.index, "rstd_attention")
+    matrix, x, norm = site.qkv.fill(run.scratch), recalled.x(), site.before_attention
+    rstd = kept_small(run, index, "rstd_attention")
     site.qkv.widen_gradient(matrix, d_qkv)
-    of_qkv = gradients_below(run, recalled.index, "low_qkv", site.qkv, d_qkv, norm, x, rstd)
+    of_qkv = gradients_below(run, index, "low_qkv", site.qkv, d_qkv, norm, x, rstd)
     if not needs_x:
-        return None, (*of_qkv, *of_o)
-    dx = site.qkv.input_gradient(matrix, d_qkv, out=run.hand_on(recalled.index - 1, d_residual))
+        return None, of_qkv
+    dx = site.qkv.input_gradient(matrix, d_qkv, out=run.hand_on(index - 1, d_residual))
     rms_norm_backward(dx, x, norm.weight, rstd, offset=norm.offset, add=d_residual[:, :e], out=dx)
-    return dx, (*of_qkv, *of_o)
+    return dx, of_qkv
+
+
+def through_qkv_thin(
+    run: Pass, recalled: Recalled, qkv: Tensor, upstream: Upstream, d_residual: Tensor, needs_x: bool
+) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    """Do the same by one product; the rotation's kernel forms the gradients of B, the norm's those of A."""
+    site, index, group, e = recalled.site, recalled.index, recalled.site.qkv, recalled.site.hidden
+    cos, sin = run.angles[site.rope]
+    q_weight, k_weight, eps, offset = scales_of(site.head_norms)
+    of_q, of_k, of_v = group.ranks
+    found = rope_gradients(
+        *upstream, cos, sin, run.positions, site.heads, qkv=qkv, low=kept_small(run, index, "low_qkv"),
+        ranks=(of_q, of_k, of_v), q_weight=q_weight, k_weight=k_weight, eps=eps, offset=offset,
+    )  # fmt: skip
+    matrix, x, norm, rank = group.fill(run.scratch), recalled.x(), site.before_attention, group.shape.rank
+    rstd, ups = kept_small(run, index, "rstd_attention"), [found.b_q, found.b_k, found.b_v]
+    if not needs_x:
+        d_low = torch.mm(found.qkv, matrix[: group.n, e : e + rank])
+        return None, group.dealt_out(of_narrow(d_low, norm, x, rstd), ups)
+    wide = group.gradients_apart(matrix, found.qkv)
+    passed = norm_gradients(
+        norm, rank, rstd, x, wide, found.dot, group.narrow(matrix), d_residual[:, :e],
+        run.hand_on(index - 1, d_residual),
+    )  # fmt: skip
+    return passed.x, group.dealt_out(passed.a, ups)
+
+
+def scales_of(norms: tuple[Norm, Norm] | None) -> tuple[Tensor | None, Tensor | None, float, float]:
+    """Return the weights of the norms over query and key heads, their epsilon and offset."""
+    if norms is None:
+        return None, None, 0.0, 0.0
+    return norms[0].weight, norms[1].weight, norms[0].eps, norms[0].offset

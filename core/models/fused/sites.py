@@ -11,7 +11,7 @@ from core.kernels.glu import Activation, fits_thin
 from core.kernels.lora_linear import Adapter, Group, Projection
 from core.kernels.lora_linear.group import at_home
 from core.kernels.nf4 import Packed
-from core.kernels.rope import Heads
+from core.kernels.rope import Heads, fits_rope_thin
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu": "gelu",
@@ -81,6 +81,16 @@ class Site(NamedTuple):
         up = self.gate_up
         ranks, shape = (*up.ranks, *self.down.ranks), up.shape
         return bool(up.spare) and not shape.has_bias and fits_thin(ranks, shape.dtype, shape.device)
+
+    @property
+    def turns_thin(self) -> bool:
+        """Whether the rotation's kernel forms thin products in its backward pass; it needs no bias either."""
+        shape = self.qkv.shape
+        return (
+            bool(shape.rank)
+            and not shape.has_bias
+            and fits_rope_thin(self.qkv.ranks, shape.dtype, shape.device)
+        )
 
     @property
     def hidden(self) -> int:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from core.kernels.attention import fused as attention
 from core.kernels.lora_linear import Group
+from core.models.fused import attention_backward, mlp_backward, sites, sublayers
 from core.models.fused import gradients as below
-from core.models.fused import mlp_backward, sites, sublayers
 from core.models.fused.policy import Place, Policy
 from core.models.fused.state import FusedNotice
 from tests.core.models.fused.streams import Ashore
@@ -147,7 +147,7 @@ def test_a_gradient_of_frozen_embeddings_is_computed_for_a_reader_only(
     if has_reader:
         table = model.ours.get_input_embeddings()
         table.register_forward_hook(lambda module, given, out: seen.append(out))
-    with counted(monkeypatch, Group, "input_gradient") as called:
+    with counted(monkeypatch, Group, "gradients_apart") as called:
         _, found = learn(model.ours, tokens)
     qkv = model.state.sites()[0].qkv.shape
     assert sum(call[0].shape == qkv for call in called) == (3 if has_reader else 2)
@@ -285,8 +285,14 @@ def test_what_attention_left_behind_is_kept_with_its_result_alone(
 
 
 PLAIN = {
-    "all": [(sites, "fits_thin"), (below, "fits_norm_thin"), (sublayers, "fits_share")],
+    "all": [
+        (sites, "fits_rope_thin"),
+        (sites, "fits_thin"),
+        (below, "fits_norm_thin"),
+        (sublayers, "fits_share"),
+    ],
     "the gated unit": [(sites, "fits_thin")],
+    "the rotation": [(sites, "fits_rope_thin")],
     "the norm": [(below, "fits_norm_thin")],
     "the stream": [(sublayers, "fits_share")],
 }
@@ -306,15 +312,16 @@ def test_products_compute_what_no_kernel_computes_in_passing(
     with (
         counted(monkeypatch, mlp_backward, "through_up") as walked,
         counted(monkeypatch, below, "rms_norm_gradients") as normed,
+        counted(monkeypatch, attention_backward, "rope_gradients") as turned,
         counted(monkeypatch, sublayers, "fits_share") as asked,
         counted(monkeypatch, Group, "outputs_apart") as apart,
     ):
         same(model)
-    has_gate, has_norm, has_stream = (
-        who not in ("all", each) for each in ("the gated unit", "the norm", "the stream")
-    )
+    has_gate, has_turn, has_norm, has_stream = (who not in ("all", each) for each in list(PLAIN)[1:])
     assert len(walked) == (0 if has_gate else 3)
-    assert len(normed) == (3 if has_gate and has_norm else 0)
+    # Nobody asks for the gradient of what the first layer is given.
+    assert len(normed) == (3 * has_gate + 2 * has_turn if has_norm else 0)
+    assert len(turned) == (3 if has_turn else 0)
     # A sandwich normalises what is added, so it must be whole.
     assert len(asked) == (6 if family == "llama3" else 0)
     assert len(apart) == (6 if family == "llama3" and has_stream else 0)

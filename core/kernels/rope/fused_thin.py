@@ -1,0 +1,201 @@
+"""The rotary embedding's gradient in Triton, with the adapters' thin products while the numbers are in registers.
+
+Alone each such product would read a whole activation again, to make a few columns of it.
+"""
+
+# Kernels are a species of their own: Triton types the arguments, constants are written in capitals.
+# ruff: noqa: ANN001, ANN202, N803
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from core.kernels.rope.fused import angles, halves, store_halves, strides
+from core.kernels.rope.reference import Heads, RopeGradients
+
+
+class Tiles(NamedTuple):
+    """How the kernel cuts its work."""
+
+    rows: int
+    columns: int
+    """Of the first halves of heads that lie beside one another, padded; as many of the second halves."""
+    warps: int
+    stages: int
+    registers: int | None
+    """Most of a thread: fewer than the compiler would take, if then one program more runs beside another."""
+    programs: int
+    """Wanted in all: what an H200's 132 processors run at once. More would leave more parts of sums, and a last round
+    in which few processors have work."""
+
+
+BACKWARD = Tiles(16, 128, 8, 3, registers=128, programs=264)
+"""For up to 16 ranks, as padded."""
+BACKWARD_MANY = Tiles(16, 128, 8, 2, registers=None, programs=264)
+"""For more ranks: their sums need the registers."""
+SHORTEST = 128
+"""Rows of the shortest chunk: below, reading and writing the parts of the sums costs too much."""
+
+
+def rope_gradients(
+    dq: torch.Tensor,
+    dk: torch.Tensor,
+    dv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    positions: torch.Tensor,
+    heads: Heads,
+    *,
+    qkv: torch.Tensor,
+    low: torch.Tensor,
+    ranks: tuple[int, int, int],
+    q_weight: torch.Tensor | None = None,
+    k_weight: torch.Tensor | None = None,
+    eps: float = 0.0,
+    offset: float = 0.0,
+    out: torch.Tensor | None = None,
+    tiles: Tiles | None = None,
+) -> RopeGradients:
+    """Return the gradient, its three products with inner values and that with z; one launch, two sums of parts."""
+    (n, width), length = qkv.shape, dq.shape[2]
+    out = torch.empty((n, width), dtype=dq.dtype, device=dq.device) if out is None else out
+    most = max(ranks)
+    tiles = tiles or (BACKWARD if _padded(most) <= 16 else BACKWARD_MANY)
+    block = max(8, triton.next_power_of_2(heads.width // 2))
+    group = max(1, tiles.columns // block)
+    blocks = triton.cdiv(heads.query, group) + 2 * triton.cdiv(heads.key, group)
+    chunk = _chunk(n, blocks, tiles)
+    chunks = triton.cdiv(n, chunk)
+    parts = torch.empty((chunks, most, width), dtype=torch.float32, device=dq.device)
+    dots = torch.empty((blocks, n), dtype=torch.float32, device=dq.device)
+    _rope_gradients[(blocks, chunks)](
+        dq, dk, dv, qkv, low, out, parts, dots, cos, sin, positions, q_weight, k_weight,
+        *strides(dq), *strides(dk), *strides(dv),
+        qkv.stride(0), low.stride(0), out.stride(0), cos.stride(0), sin.stride(0), n, length, chunk, eps, offset,
+        *ranks, MOST=most, PADDED=_padded(most), EVEN=all(_is_even(each) for each in (dq, dk, dv)),
+        QUERY=heads.query, KEY=heads.key, HALF=heads.width // 2, BLOCK=block, GROUP=group,
+        ROWS=tiles.rows, STAGES=tiles.stages, num_warps=tiles.warps, maxnreg=tiles.registers,
+    )  # fmt: skip
+    outputs = [count * heads.width for count in (heads.query, heads.key, heads.key)]
+    columns = parts.sum(0).split(outputs, dim=1)
+    b_q, b_k, b_v = (of_all[:rank].t() for of_all, rank in zip(columns, ranks, strict=True))
+    return RopeGradients(out, b_q, b_k, b_v, dots.sum(0))
+
+
+def _padded(rank: int) -> int:
+    """Return how many ranks are multiplied: a power of two, and 16 at least."""
+    return max(16, triton.next_power_of_2(rank))
+
+
+def _chunk(n: int, blocks: int, tiles: Tiles) -> int:
+    """Return the rows of a program, in whole tiles."""
+    wanted = max(SHORTEST, triton.cdiv(n, max(1, tiles.programs // blocks)))
+    return triton.cdiv(min(wanted, max(n, 1)), tiles.rows) * tiles.rows
+
+
+def _is_even(x: torch.Tensor) -> bool:
+    """Tell whether all tokens of a batch lie at one distance."""
+    of_batch, _, of_token = strides(x)
+    return x.shape[0] == 1 or of_batch == x.shape[2] * of_token
+
+
+@triton.jit
+def _of_heads(x, GROUP: tl.constexpr):
+    """Return the sum over each head's columns [ROWS, GROUP]."""
+    return tl.sum(tl.reshape(x, (x.shape[0], GROUP, x.shape[1] // GROUP)), axis=2)
+
+
+@triton.jit
+def _to_columns(x, BLOCK: tl.constexpr):
+    """Repeat each head's number in all its columns [ROWS, GROUP * BLOCK]."""
+    repeated = tl.broadcast_to(x[:, :, None], (x.shape[0], x.shape[1], BLOCK))
+    return tl.reshape(repeated, (x.shape[0], x.shape[1] * BLOCK))
+
+
+@triton.jit(do_not_specialize=["n", "length", "chunk"])
+def _rope_gradients(
+    dq, dk, dv, qkv, low, out, parts, dots, cos, sin, positions, q_weight, k_weight,
+    dq_batch, dq_head, dq_token, dk_batch, dk_head, dk_token, dv_batch, dv_head, dv_token,
+    qkv_stride, low_stride, out_stride, cos_stride, sin_stride, n, length, chunk, eps, offset,
+    RANK_Q: tl.constexpr, RANK_K: tl.constexpr, RANK_V: tl.constexpr,
+    MOST: tl.constexpr, PADDED: tl.constexpr, EVEN: tl.constexpr, QUERY: tl.constexpr, KEY: tl.constexpr,
+    HALF: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    # Programs that run at the same time lie side by side, so that memory is read in whole rows. One has queries, keys
+    # or values alone, and chooses by numbers: a loop for each would be three times the code.
+    of_queries: tl.constexpr = (QUERY + GROUP - 1) // GROUP
+    of_keys: tl.constexpr = (KEY + GROUP - 1) // GROUP
+    block = tl.program_id(0)
+    is_query, turns = block < of_queries, block < of_queries + of_keys
+    before = tl.where(is_query, 0, tl.where(turns, QUERY, QUERY + KEY))
+    first_head = (block - tl.where(is_query, 0, tl.where(turns, of_queries, of_queries + of_keys))) * GROUP
+    upstream = tl.where(is_query, dq, tl.where(turns, dk, dv))
+    of_batch = tl.where(is_query, dq_batch, tl.where(turns, dk_batch, dv_batch)).to(tl.int64)
+    of_head = tl.where(is_query, dq_head, tl.where(turns, dk_head, dv_head)).to(tl.int64)
+    of_token = tl.where(is_query, dq_token, tl.where(turns, dk_token, dv_token)).to(tl.int64)
+    rank = tl.where(is_query, RANK_Q, tl.where(turns, RANK_K, RANK_V))
+    low += tl.where(is_query, 0, tl.where(turns, RANK_Q, RANK_Q + RANK_K))
+
+    wide = tl.arange(0, GROUP * BLOCK)
+    head, column = (first_head + wide // BLOCK)[None, :], (wide % BLOCK)[None, :]
+    is_column = (column < HALF) & (head < tl.where(is_query, QUERY, KEY))
+    if q_weight is not None:
+        first_scale, second_scale = halves(tl.where(is_query, q_weight, k_weight), column, column < HALF, HALF)
+        first_scale, second_scale = first_scale + offset, second_scale + offset
+    of_first = tl.zeros((GROUP * BLOCK, PADDED), dtype=tl.float32)
+    of_second = tl.zeros((GROUP * BLOCK, PADDED), dtype=tl.float32)
+    kind = out.dtype.element_ty
+    first_row, inner = tl.program_id(1) * chunk, tl.arange(0, PADDED)[None, :]
+    # Places move on by addition: to multiply rows and strides anew for every tile is a tenth of all instructions.
+    line, step = (first_row + tl.arange(0, ROWS)).to(tl.int64)[:, None], tl.full((), ROWS, tl.int64)
+    place = (before + head) * (2 * HALF) + column
+    upstream += head * of_head + column
+    if EVEN:
+        upstream += line * of_token
+    kept, target = qkv + line * qkv_stride + place, out + line * out_stride + place
+    low += line * low_stride + inner
+    for start in tl.range(first_row, min(first_row + chunk, n), ROWS, num_stages=STAGES):
+        row = start + tl.arange(0, ROWS)
+        is_row = row < n
+        real = is_row[:, None] & is_column
+        source = upstream
+        if not EVEN:
+            source += ((row // length).to(tl.int64) * of_batch + (row % length).to(tl.int64) * of_token)[:, None]
+        first, second = halves(source, 0, real, HALF)
+        first_kept, second_kept = halves(kept, 0, real, HALF)
+        c, s = angles(cos, sin, positions, row, column, real & turns, is_row & turns, cos_stride, sin_stride)
+        values = tl.load(low, mask=is_row[:, None] & (inner < rank), other=0.0)
+        first_result, second_result = first * c + second * s, second * c - first * s
+        dot = tl.sum(first * first_kept + second * second_kept, axis=1)
+        if q_weight is not None:
+            first_result *= first_scale
+            second_result *= second_scale
+            mean_square = _of_heads(first_kept * first_kept + second_kept * second_kept, GROUP) / (2 * HALF) + eps
+            # What is padded may be zero without an eps.
+            reciprocal = tl.where(mean_square > 0.0, tl.rsqrt(mean_square), 0.0)
+            pull = _of_heads(first_result * first_kept + second_result * second_kept, GROUP)
+            pull *= reciprocal * reciprocal * reciprocal
+            # Of the product with the raw head all but the share of eps cancels.
+            dot = tl.where(turns, tl.sum(pull * eps, axis=1), dot)
+            reciprocal, pull = _to_columns(reciprocal, BLOCK), _to_columns(pull / (2 * HALF), BLOCK)
+            first_result = reciprocal * first_result - first_kept * pull
+            second_result = reciprocal * second_result - second_kept * pull
+        first_result = tl.where(turns, first_result, first).to(kind)
+        second_result = tl.where(turns, second_result, second).to(kind)
+        store_halves(target, 0, first_result, second_result, real, HALF)
+        tl.store(dots + block.to(tl.int64) * n + row, dot, mask=is_row)
+        if MOST > 0:
+            of_first = tl.dot(tl.trans(first_result), values, of_first)
+            of_second = tl.dot(tl.trans(second_result), values, of_second)
+        kept, target, low = kept + step * qkv_stride, target + step * out_stride, low + step * low_stride
+        if EVEN:
+            upstream += step * of_token
+    if MOST > 0:
+        inner = tl.arange(0, PADDED)[:, None]
+        width: tl.constexpr = (QUERY + 2 * KEY) * 2 * HALF
+        sums = parts + tl.program_id(1).to(tl.int64) * MOST * width + inner * width + place
+        is_sum = (inner < rank) & is_column
+        tl.store(sums, tl.trans(of_first), mask=is_sum)
+        tl.store(sums + HALF, tl.trans(of_second), mask=is_sum)
