@@ -128,6 +128,17 @@ def _thin_sum(total, values, tile, RANK: tl.constexpr, TURNED: tl.constexpr):
 
 
 @triton.jit
+def _last_sum(bits, values, tile, RANK: tl.constexpr, TURNED: tl.constexpr):
+    """Add to sums that are carried as whole numbers, which makes the compiler wait for them, and so for all before.
+
+    It would leave the products under way into the next tile, where the share's needs a wait; ptxas then runs them all
+    one by one.
+    """
+    total = _thin_sum(bits.to(tl.float32, bitcast=True), values, tile, RANK, TURNED)
+    return total.to(tl.int32, bitcast=True)
+
+
+@triton.jit
 def _keep_sum(total, parts, width, column, RANK: tl.constexpr, PADDED: tl.constexpr, TURNED: tl.constexpr):
     if RANK > 0:
         inner = tl.arange(0, PADDED)[:, None]
@@ -148,7 +159,7 @@ def _glu_gradients(
     is_column = column < width
     of_gate = tl.zeros((COLUMNS, PADDED_GATE) if TURNED else (PADDED_GATE, COLUMNS), dtype=tl.float32)
     of_up = tl.zeros((COLUMNS, PADDED_UP) if TURNED else (PADDED_UP, COLUMNS), dtype=tl.float32)
-    of_down = tl.zeros((COLUMNS, PADDED_DOWN) if TURNED else (PADDED_DOWN, COLUMNS), dtype=tl.float32)
+    of_down = tl.zeros((COLUMNS, PADDED_DOWN) if TURNED else (PADDED_DOWN, COLUMNS), dtype=tl.int32)
     if narrow is not None:
         inner = tl.arange(0, PADDED_DOWN)[None, :]
         place = narrow + inner.to(tl.int64) * narrow_stride + tl.trans(column)
@@ -178,8 +189,9 @@ def _glu_gradients(
         of_gate = _thin_sum(of_gate, values, gate_gradient.to(kind), GATE, TURNED)
         values = _inner_values(low + GATE, low_stride, line, is_row, UP, PADDED_UP)
         of_up = _thin_sum(of_up, values, up_gradient.to(kind), UP, TURNED)
-        of_down = _thin_sum(of_down, below, (activated * up).to(kind), DOWN, TURNED)
+        of_down = _last_sum(of_down, below, (activated * up).to(kind), DOWN, TURNED)
     place = parts + tl.program_id(1).to(tl.int64) * (GATE + UP + DOWN) * width
     _keep_sum(of_gate, place, width, column, GATE, PADDED_GATE, TURNED)
     _keep_sum(of_up, place + GATE * width, width, column, UP, PADDED_UP, TURNED)
+    of_down = of_down.to(tl.float32, bitcast=True)
     _keep_sum(of_down, place + (GATE + UP) * width, width, column, DOWN, PADDED_DOWN, TURNED)

@@ -13,7 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
-from core.kernels.rms_norm.reference import MOVED, Accumulated
+from core.kernels.rms_norm.fused_stream import accumulate_rms_norm
+
+__all__ = ["accumulate_rms_norm", "rms_norm", "rms_norm_backward", "rms_norm_backward_low"]
 
 
 class Tiles(NamedTuple):
@@ -45,34 +47,6 @@ def rms_norm(
     """Return y [n, e] and the reciprocal root mean squares [n]; one launch."""
     out = _allocated(x) if out is None else out
     return out, _launch_forward(x, residual, weight, eps, offset, out)
-
-
-def accumulate_rms_norm(
-    stream: torch.Tensor,
-    rest: torch.Tensor | None,
-    added: torch.Tensor,
-    weight: torch.Tensor,
-    eps: float,
-    *,
-    offset: float = 0.0,
-    out: torch.Tensor | None = None,
-    low: torch.Tensor | None = None,
-    narrow: torch.Tensor | None = None,
-) -> Accumulated:
-    """Return the norm of stream + rest + added (+ low narrow), and the sum in two parts; one launch."""
-    out = _allocated(added) if out is None else out
-    total = _allocated(added)
-    n, width = added.shape
-    left = torch.empty_like(stream, dtype=torch.int8) if rest is None and added.dtype in MOVED else rest
-    rstd = torch.empty(n, dtype=torch.float32, device=added.device)
-    rows, block, warps = _tile(width)
-    _rms_norm_accumulate[(-(-n // rows),)](
-        stream, rest, added, low, narrow, weight, out, total, left, rstd,
-        added.stride(0), 0 if low is None else low.stride(0), out.stride(0),
-        n, width, eps, offset, MOVED=MOVED.get(added.dtype, 0), RANK=0 if narrow is None else narrow.shape[0],
-        ROWS=rows, BLOCK=block, num_warps=warps,
-    )  # fmt: skip
-    return Accumulated(out, total, left, rstd)
 
 
 def rms_norm_backward(
@@ -187,59 +161,6 @@ def _rms_norm_forward(
     if residual is not None:
         result += added
     tl.store(y + line * y_stride + column, result.to(y.dtype.element_ty), mask=real)
-
-
-@triton.jit
-def _exact(stream, rest, MOVED: tl.constexpr):
-    """Return the stream with what rounding took off, in float32."""
-    wide = stream.to(tl.float32)
-    if rest is not None:
-        wide = (wide.to(tl.int32, bitcast=True) + (rest.to(tl.int32) << MOVED)).to(tl.float32, bitcast=True)
-    return wide
-
-
-@triton.jit
-def _taken_off(total, rounded, MOVED: tl.constexpr):
-    """Return what rounding took off, in 256ths of the last place."""
-    wide = rounded.to(tl.float32)
-    off = total.to(tl.int32, bitcast=True) - wide.to(tl.int32, bitcast=True)
-    units = tl.minimum((off + (1 << (MOVED - 1))) >> MOVED, 127)
-    if rounded.dtype == tl.float16:
-        units = tl.where(tl.abs(wide) == float("inf"), 0, tl.maximum(units, -128))
-    return units.to(tl.int8)
-
-
-@triton.jit(do_not_specialize=["n"])
-def _rms_norm_accumulate(
-    stream, rest, added, low, narrow, weight, y, rounded, left, rstd,
-    added_stride, low_stride, y_stride, n, width, eps, offset,
-    MOVED: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, BLOCK)[None, :]
-    is_row, is_column = (row < n)[:, None], column < width
-    real = is_row & is_column
-    line = row.to(tl.int64)[:, None]
-    place = line * width + column
-    before = tl.load(stream + place, mask=real, other=0.0)
-    off = None
-    if rest is not None:
-        off = tl.load(rest + place, mask=real, other=0)
-    more = tl.load(added + line * added_stride + column, mask=real, other=0.0)
-    scale = tl.load(weight + column, mask=is_column, other=0.0).to(tl.float32) + offset
-    total = _exact(before, off, MOVED) + more.to(tl.float32)
-    for rank in tl.static_range(RANK):
-        inner = tl.load(low + line * low_stride + rank, mask=is_row, other=0.0).to(tl.float32)
-        total += inner * tl.load(narrow + rank * width + column, mask=is_column, other=0.0).to(tl.float32)
-    nearest = total.to(rounded.dtype.element_ty)
-    tl.store(rounded + place, nearest, mask=real)
-    if left is not None:
-        tl.store(left + place, _taken_off(total, nearest, MOVED), mask=real)
-    reciprocal = tl.rsqrt(tl.sum(total * total, axis=1) / width + eps)
-    tl.store(rstd + row, reciprocal, mask=row < n)
-    tl.store(
-        y + line * y_stride + column, (total * reciprocal[:, None] * scale).to(y.dtype.element_ty), mask=real
-    )
 
 
 @triton.jit(do_not_specialize=["n"])

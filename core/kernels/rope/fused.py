@@ -1,7 +1,7 @@
 """The rotary embedding in Triton: a program turns a stretch of consecutive heads, normalising them on the way."""
 
 # Kernels are a species of their own: Triton types the arguments, constants are written in capitals.
-# ruff: noqa: ANN001, ANN202, N803
+# ruff: noqa: ANN001, ANN201, ANN202, N803
 
 import functools
 
@@ -77,7 +77,10 @@ def rope_backward(
 
 
 def strides(x: torch.Tensor) -> tuple[int, int, int]:
-    # A dimension of one element may claim any stride, and an odd one would forbid 128-bit loads.
+    """Return the strides of [b, heads, s, width] but for the last.
+
+    A dimension of one element may claim any stride, and an odd one would forbid 128-bit loads.
+    """
     batch, heads, tokens, _ = x.shape
     of_batch, of_head, of_token, _ = x.stride()
     return of_batch if batch > 1 else 0, of_head if heads > 1 else 0, of_token if tokens > 1 else 0
@@ -95,6 +98,7 @@ def _tile(width: int) -> tuple[int, int]:
 
 @triton.jit
 def halves(start, column, real, HALF: tl.constexpr):
+    """Load the halves of heads in float32."""
     first = tl.load(start + column, mask=real, other=0.0).to(tl.float32)
     second = tl.load(start + column + HALF, mask=real, other=0.0).to(tl.float32)
     return first, second
@@ -102,6 +106,7 @@ def halves(start, column, real, HALF: tl.constexpr):
 
 @triton.jit
 def store_halves(start, column, first, second, real, HALF: tl.constexpr):
+    """Store the halves of heads."""
     tl.store(start + column, first.to(start.dtype.element_ty), mask=real)
     tl.store(start + column + HALF, second.to(start.dtype.element_ty), mask=real)
 

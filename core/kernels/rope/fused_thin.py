@@ -24,6 +24,7 @@ class Tiles(NamedTuple):
     """Of the first halves of heads that lie beside one another, padded; as many of the second halves."""
     warps: int
     stages: int
+    """Two for each tile fetched ahead, and one: where an angle lies is fetched itself."""
     registers: int | None
     """Most of a thread: fewer than the compiler would take, if then one program more runs beside another."""
     programs: int
@@ -31,10 +32,12 @@ class Tiles(NamedTuple):
     in which few processors have work."""
 
 
-BACKWARD = Tiles(16, 128, 8, 3, registers=128, programs=264)
-"""For up to 16 ranks, as padded."""
-BACKWARD_MANY = Tiles(16, 128, 8, 2, registers=None, programs=264)
+BACKWARD = Tiles(16, 128, 8, 5, registers=128, programs=264)
+"""For up to 32 ranks, as padded."""
+BACKWARD_MANY = Tiles(16, 64, 4, 5, registers=168, programs=396)
 """For more ranks: their sums need the registers."""
+BACKWARD_WIDE = Tiles(16, 128, 8, 5, registers=None, programs=132)
+"""For more ranks of heads whose halves are wider than 64."""
 SHORTEST = 128
 """Rows of the shortest chunk: below, reading and writing the parts of the sums costs too much."""
 
@@ -61,9 +64,8 @@ def rope_gradients(
     """Return the gradient, its three products with inner values and that with z; one launch, two sums of parts."""
     (n, width), length = qkv.shape, dq.shape[2]
     out = torch.empty((n, width), dtype=dq.dtype, device=dq.device) if out is None else out
-    most = max(ranks)
-    tiles = tiles or (BACKWARD if _padded(most) <= 16 else BACKWARD_MANY)
-    block = max(8, triton.next_power_of_2(heads.width // 2))
+    most, block = max(ranks), max(8, triton.next_power_of_2(heads.width // 2))
+    tiles = tiles or _tiles(_padded(most), block)
     group = max(1, tiles.columns // block)
     blocks = triton.cdiv(heads.query, group) + 2 * triton.cdiv(heads.key, group)
     chunk = _chunk(n, blocks, tiles)
@@ -76,12 +78,18 @@ def rope_gradients(
         qkv.stride(0), low.stride(0), out.stride(0), cos.stride(0), sin.stride(0), n, length, chunk, eps, offset,
         *ranks, MOST=most, PADDED=_padded(most), EVEN=all(_is_even(each) for each in (dq, dk, dv)),
         QUERY=heads.query, KEY=heads.key, HALF=heads.width // 2, BLOCK=block, GROUP=group,
-        ROWS=tiles.rows, STAGES=tiles.stages, num_warps=tiles.warps, maxnreg=tiles.registers,
+        ROWS=tiles.rows, STAGES=tiles.stages, num_warps=tiles.warps * max(1, block // tiles.columns), maxnreg=tiles.registers,
     )  # fmt: skip
     outputs = [count * heads.width for count in (heads.query, heads.key, heads.key)]
     columns = parts.sum(0).split(outputs, dim=1)
     b_q, b_k, b_v = (of_all[:rank].t() for of_all, rank in zip(columns, ranks, strict=True))
     return RopeGradients(out, b_q, b_k, b_v, dots.sum(0))
+
+
+def _tiles(padded: int, block: int) -> Tiles:
+    if padded <= 32:
+        return BACKWARD
+    return BACKWARD_MANY if block <= BACKWARD_MANY.columns else BACKWARD_WIDE
 
 
 def _padded(rank: int) -> int:
@@ -102,9 +110,20 @@ def _is_even(x: torch.Tensor) -> bool:
 
 
 @triton.jit
-def _of_heads(x, GROUP: tl.constexpr):
+def _chosen(is_query, turns, of_queries, of_keys, of_values):
+    return tl.where(is_query, of_queries, tl.where(turns, of_keys, of_values))
+
+
+@triton.jit
+def _of_rows(row, length, of_batch, of_token):
+    """Return where rows begin whose batches do not lie evenly [ROWS, 1]."""
+    return ((row // length).to(tl.int64) * of_batch + (row % length).to(tl.int64) * of_token)[:, None]
+
+
+@triton.jit
+def _of_heads(x, BLOCK: tl.constexpr):
     """Return the sum over each head's columns [ROWS, GROUP]."""
-    return tl.sum(tl.reshape(x, (x.shape[0], GROUP, x.shape[1] // GROUP)), axis=2)
+    return tl.sum(tl.reshape(x, (x.shape[0], x.shape[1] // BLOCK, BLOCK)), axis=2)
 
 
 @triton.jit
@@ -112,6 +131,33 @@ def _to_columns(x, BLOCK: tl.constexpr):
     """Repeat each head's number in all its columns [ROWS, GROUP * BLOCK]."""
     repeated = tl.broadcast_to(x[:, :, None], (x.shape[0], x.shape[1], BLOCK))
     return tl.reshape(repeated, (x.shape[0], x.shape[1] * BLOCK))
+
+
+@triton.jit
+def _for_all_heads(x, GROUP: tl.constexpr):
+    """Repeat what holds for every head [ROWS, GROUP * BLOCK]."""
+    repeated = tl.broadcast_to(x[:, None, :], (x.shape[0], GROUP, x.shape[1]))
+    return tl.reshape(repeated, (x.shape[0], GROUP * x.shape[1]))
+
+
+@triton.jit
+def _through_norm(first, second, first_raw, second_raw, eps, HALF: tl.constexpr, BLOCK: tl.constexpr):
+    """Carry scaled gradients through the norms over heads; return them, and the rows' products with the raw heads."""
+    mean_square = _of_heads(first_raw * first_raw + second_raw * second_raw, BLOCK) / (2 * HALF) + eps
+    # What is padded may be zero, and eps too.
+    reciprocal = tl.where(mean_square > 0.0, tl.rsqrt(mean_square), 0.0)
+    pull = _of_heads(first * first_raw + second * second_raw, BLOCK) * (reciprocal * reciprocal * reciprocal)
+    # Of the product with a raw head all but the share of eps cancels.
+    dot = tl.sum(pull, axis=1) * eps
+    reciprocal, pull = _to_columns(reciprocal, BLOCK), _to_columns(pull / (2 * HALF), BLOCK)
+    return reciprocal * first - first_raw * pull, reciprocal * second - second_raw * pull, dot
+
+
+@triton.jit
+def _keep_sums(of_first, of_second, parts, width, place, is_column, inner, rank, HALF: tl.constexpr):
+    sums, is_sum = parts + inner * width + place, (inner < rank) & is_column
+    tl.store(sums, tl.trans(of_first), mask=is_sum)
+    tl.store(sums + HALF, tl.trans(of_second), mask=is_sum)
 
 
 @triton.jit(do_not_specialize=["n", "length", "chunk"])
@@ -123,79 +169,85 @@ def _rope_gradients(
     MOST: tl.constexpr, PADDED: tl.constexpr, EVEN: tl.constexpr, QUERY: tl.constexpr, KEY: tl.constexpr,
     HALF: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    # Programs that run at the same time lie side by side, so that memory is read in whole rows. One has queries, keys
-    # or values alone, and chooses by numbers: a loop for each would be three times the code.
+    # A program has queries, keys or values alone, and chooses by numbers: a loop for each would be three times the
+    # code. Programs that run at the same time lie side by side, so that memory is read in whole rows.
     of_queries: tl.constexpr = (QUERY + GROUP - 1) // GROUP
-    of_keys: tl.constexpr = (KEY + GROUP - 1) // GROUP
+    of_both: tl.constexpr = of_queries + (KEY + GROUP - 1) // GROUP
     block = tl.program_id(0)
-    is_query, turns = block < of_queries, block < of_queries + of_keys
-    before = tl.where(is_query, 0, tl.where(turns, QUERY, QUERY + KEY))
-    first_head = (block - tl.where(is_query, 0, tl.where(turns, of_queries, of_queries + of_keys))) * GROUP
-    upstream = tl.where(is_query, dq, tl.where(turns, dk, dv))
-    of_batch = tl.where(is_query, dq_batch, tl.where(turns, dk_batch, dv_batch)).to(tl.int64)
-    of_head = tl.where(is_query, dq_head, tl.where(turns, dk_head, dv_head)).to(tl.int64)
-    of_token = tl.where(is_query, dq_token, tl.where(turns, dk_token, dv_token)).to(tl.int64)
-    rank = tl.where(is_query, RANK_Q, tl.where(turns, RANK_K, RANK_V))
-    low += tl.where(is_query, 0, tl.where(turns, RANK_Q, RANK_Q + RANK_K))
-
-    wide = tl.arange(0, GROUP * BLOCK)
-    head, column = (first_head + wide // BLOCK)[None, :], (wide % BLOCK)[None, :]
-    is_column = (column < HALF) & (head < tl.where(is_query, QUERY, KEY))
+    is_query, turns = block < of_queries, block < of_both
+    upstream = _chosen(is_query, turns, dq, dk, dv)
+    of_batch = _chosen(is_query, turns, dq_batch, dk_batch, dv_batch).to(tl.int64)
+    of_head = _chosen(is_query, turns, dq_head, dk_head, dv_head).to(tl.int64)
+    of_token = _chosen(is_query, turns, dq_token, dk_token, dv_token).to(tl.int64)
+    rank = _chosen(is_query, turns, RANK_Q, RANK_K, RANK_V)
+    low += _chosen(is_query, turns, 0, RANK_Q, RANK_Q + RANK_K)
+    weight = q_weight
     if q_weight is not None:
-        first_scale, second_scale = halves(tl.where(is_query, q_weight, k_weight), column, column < HALF, HALF)
+        weight = tl.where(is_query, q_weight, k_weight)
+    first_head = (block - _chosen(is_query, turns, 0, of_queries, of_both)) * GROUP
+    before, count = _chosen(is_query, turns, 0, QUERY, QUERY + KEY), tl.where(is_query, QUERY, KEY)
+    width: tl.constexpr = (QUERY + 2 * KEY) * 2 * HALF
+    parts += tl.program_id(1).to(tl.int64) * MOST * width
+    dots += block.to(tl.int64) * n
+    _walk(
+        upstream, of_batch, of_head, of_token, qkv, qkv_stride, low, low_stride, rank, out, out_stride, parts, width,
+        dots, cos, cos_stride, sin, sin_stride, positions, weight, turns, before, first_head, count,
+        tl.program_id(1) * chunk, n, length, chunk, eps, offset,
+        MOST, PADDED, EVEN, HALF, BLOCK, GROUP, ROWS, STAGES,
+    )  # fmt: skip
+
+
+@triton.jit
+def _walk(
+    upstream, of_batch, of_head, of_token, qkv, qkv_stride, low, low_stride, rank, out, out_stride, parts, width,
+    dots, cos, cos_stride, sin, sin_stride, positions, weight, turns, before, first_head, count,
+    first_row, n, length, chunk, eps, offset,
+    MOST: tl.constexpr, PADDED: tl.constexpr, EVEN: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Go down a chunk of rows with some of ``count`` heads, which lie behind ``before`` others."""
+    columns, half = tl.arange(0, GROUP * BLOCK)[None, :], tl.arange(0, BLOCK)[None, :]
+    head, column, inner = first_head + columns // BLOCK, columns % BLOCK, tl.arange(0, PADDED)[None, :]
+    is_column = (column < HALF) & (head < count)
+    place = (before + head) * (2 * HALF) + column
+    if weight is not None:
+        first_scale, second_scale = halves(weight, column, is_column, HALF)
         first_scale, second_scale = first_scale + offset, second_scale + offset
-    of_first = tl.zeros((GROUP * BLOCK, PADDED), dtype=tl.float32)
-    of_second = tl.zeros((GROUP * BLOCK, PADDED), dtype=tl.float32)
-    kind = out.dtype.element_ty
-    first_row, inner = tl.program_id(1) * chunk, tl.arange(0, PADDED)[None, :]
+    shape: tl.constexpr = (GROUP * BLOCK, PADDED)
+    of_first, of_second = tl.zeros(shape, dtype=tl.float32), tl.zeros(shape, dtype=tl.float32)
     # Places move on by addition: to multiply rows and strides anew for every tile is a tenth of all instructions.
     line, step = (first_row + tl.arange(0, ROWS)).to(tl.int64)[:, None], tl.full((), ROWS, tl.int64)
-    place = (before + head) * (2 * HALF) + column
-    upstream += head * of_head + column
-    if EVEN:
-        upstream += line * of_token
+    upstream += head * of_head + column + (line * of_token if EVEN else 0)
     kept, target = qkv + line * qkv_stride + place, out + line * out_stride + place
     low += line * low_stride + inner
+    # Stages are the loop's: as an option of the launch they would hold for some loads only.
     for start in tl.range(first_row, min(first_row + chunk, n), ROWS, num_stages=STAGES):
         row = start + tl.arange(0, ROWS)
-        is_row = row < n
+        is_row, is_turned = row < n, (row < n) & turns
         real = is_row[:, None] & is_column
-        source = upstream
-        if not EVEN:
-            source += ((row // length).to(tl.int64) * of_batch + (row % length).to(tl.int64) * of_token)[:, None]
+        source = upstream if EVEN else upstream + _of_rows(row, length, of_batch, of_token)
         first, second = halves(source, 0, real, HALF)
         first_kept, second_kept = halves(kept, 0, real, HALF)
-        c, s = angles(cos, sin, positions, row, column, real & turns, is_row & turns, cos_stride, sin_stride)
-        values = tl.load(low, mask=is_row[:, None] & (inner < rank), other=0.0)
-        first_result, second_result = first * c + second * s, second * c - first * s
+        # Each angle is fetched once, not for every head; values do not turn.
+        is_angle = is_turned[:, None] & (half < HALF)
+        c, s = angles(cos, sin, positions, row, half, is_angle, is_turned, cos_stride, sin_stride)
+        c, s = _for_all_heads(c, GROUP), _for_all_heads(s, GROUP)
         dot = tl.sum(first * first_kept + second * second_kept, axis=1)
-        if q_weight is not None:
-            first_result *= first_scale
-            second_result *= second_scale
-            mean_square = _of_heads(first_kept * first_kept + second_kept * second_kept, GROUP) / (2 * HALF) + eps
-            # What is padded may be zero without an eps.
-            reciprocal = tl.where(mean_square > 0.0, tl.rsqrt(mean_square), 0.0)
-            pull = _of_heads(first_result * first_kept + second_result * second_kept, GROUP)
-            pull *= reciprocal * reciprocal * reciprocal
-            # Of the product with the raw head all but the share of eps cancels.
-            dot = tl.where(turns, tl.sum(pull * eps, axis=1), dot)
-            reciprocal, pull = _to_columns(reciprocal, BLOCK), _to_columns(pull / (2 * HALF), BLOCK)
-            first_result = reciprocal * first_result - first_kept * pull
-            second_result = reciprocal * second_result - second_kept * pull
-        first_result = tl.where(turns, first_result, first).to(kind)
-        second_result = tl.where(turns, second_result, second).to(kind)
+        first_result, second_result = first * c + second * s, second * c - first * s
+        if weight is not None:
+            first_result, second_result, of_normed = _through_norm(
+                first_result * first_scale, second_result * second_scale, first_kept, second_kept, eps, HALF, BLOCK
+            )  # fmt: skip
+            dot = tl.where(turns, of_normed, dot)
+        first_result = tl.where(turns, first_result, first).to(out.dtype.element_ty)
+        second_result = tl.where(turns, second_result, second).to(out.dtype.element_ty)
         store_halves(target, 0, first_result, second_result, real, HALF)
-        tl.store(dots + block.to(tl.int64) * n + row, dot, mask=is_row)
+        tl.store(dots + row, dot, mask=is_row)
         if MOST > 0:
+            values = tl.load(low, mask=is_row[:, None] & (inner < rank), other=0.0)
             of_first = tl.dot(tl.trans(first_result), values, of_first)
             of_second = tl.dot(tl.trans(second_result), values, of_second)
         kept, target, low = kept + step * qkv_stride, target + step * out_stride, low + step * low_stride
-        if EVEN:
-            upstream += step * of_token
+        upstream += step * of_token if EVEN else 0
     if MOST > 0:
-        inner = tl.arange(0, PADDED)[:, None]
-        width: tl.constexpr = (QUERY + 2 * KEY) * 2 * HALF
-        sums = parts + tl.program_id(1).to(tl.int64) * MOST * width + inner * width + place
-        is_sum = (inner < rank) & is_column
-        tl.store(sums, tl.trans(of_first), mask=is_sum)
-        tl.store(sums + HALF, tl.trans(of_second), mask=is_sum)
+        _keep_sums(of_first, of_second, parts, width, place, is_column, tl.trans(inner), rank, HALF)

@@ -98,14 +98,14 @@ def rope_gradients(
     out: torch.Tensor | None = None,
 ) -> RopeGradients:
     """Return the gradient as ``rope_backward`` does, its products with inner values, and its product with z."""
-    upstream = [_widened(each) for each in (dq, dk, dv)]
+    dq_wide, dk_wide, dv_wide = (_widened(each) for each in (dq, dk, dv))
     exact = rope_backward(
-        *upstream, cos, sin, positions, heads,
+        dq_wide, dk_wide, dv_wide, cos, sin, positions, heads,
         raw=qkv, q_weight=q_weight, k_weight=k_weight, eps=eps, offset=offset,
     )  # fmt: skip
     # A rotation's gradient is its adjoint: <R' dq, x> = <dq, R x>, and R x is what is kept.
-    seen = exact if q_weight is not None else torch.cat([_by_token(each).flatten(1) for each in upstream], dim=1)
-    dot = (seen * _widened(qkv)).sum(dim=1)
+    upstream = torch.cat([_by_token(each).flatten(1) for each in (dq_wide, dk_wide, dv_wide)], dim=1)
+    dot = ((upstream if q_weight is None else exact) * _widened(qkv)).sum(dim=1)
     gradient = exact.to(dq.dtype) if out is None else out.copy_(exact)
     outputs = [count * heads.width for count in (heads.query, heads.key, heads.key)]
     columns, inner = gradient.split(outputs, dim=1), low[:, : sum(ranks)].split(list(ranks), dim=1)
