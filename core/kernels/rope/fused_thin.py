@@ -111,6 +111,7 @@ def _is_even(x: torch.Tensor) -> bool:
 
 @triton.jit
 def _chosen(is_query, turns, of_queries, of_keys, of_values):
+    """Return what holds for a program's projection."""
     return tl.where(is_query, of_queries, tl.where(turns, of_keys, of_values))
 
 
@@ -208,8 +209,7 @@ def _walk(
     """Go down a chunk of rows with some of ``count`` heads, which lie behind ``before`` others."""
     columns, half = tl.arange(0, GROUP * BLOCK)[None, :], tl.arange(0, BLOCK)[None, :]
     head, column, inner = first_head + columns // BLOCK, columns % BLOCK, tl.arange(0, PADDED)[None, :]
-    is_column = (column < HALF) & (head < count)
-    place = (before + head) * (2 * HALF) + column
+    is_column, place = (column < HALF) & (head < count), (before + head) * (2 * HALF) + column
     if weight is not None:
         first_scale, second_scale = halves(weight, column, is_column, HALF)
         first_scale, second_scale = first_scale + offset, second_scale + offset
@@ -220,11 +220,14 @@ def _walk(
     upstream += head * of_head + column + (line * of_token if EVEN else 0)
     kept, target = qkv + line * qkv_stride + place, out + line * out_stride + place
     low += line * low_stride + inner
+    values = tl.load(low, mask=(first_row + tl.arange(0, ROWS) < n)[:, None] & (inner < rank), other=0.0)
     # Stages are the loop's: as an option of the launch they would hold for some loads only.
     for start in tl.range(first_row, min(first_row + chunk, n), ROWS, num_stages=STAGES):
         row = start + tl.arange(0, ROWS)
-        is_row, is_turned = row < n, (row < n) & turns
-        real = is_row[:, None] & is_column
+        is_row, is_turned, real = row < n, (row < n) & turns, (row < n)[:, None] & is_column
+        low += step * low_stride
+        # Of few ranks a thread's share is too small for the stages: the next tile's are asked for here.
+        following = tl.load(low, mask=(row + ROWS < n)[:, None] & (inner < rank), other=0.0)
         source = upstream if EVEN else upstream + _of_rows(row, length, of_batch, of_token)
         first, second = halves(source, 0, real, HALF)
         first_kept, second_kept = halves(kept, 0, real, HALF)
@@ -244,10 +247,9 @@ def _walk(
         store_halves(target, 0, first_result, second_result, real, HALF)
         tl.store(dots + row, dot, mask=is_row)
         if MOST > 0:
-            values = tl.load(low, mask=is_row[:, None] & (inner < rank), other=0.0)
             of_first = tl.dot(tl.trans(first_result), values, of_first)
             of_second = tl.dot(tl.trans(second_result), values, of_second)
-        kept, target, low = kept + step * qkv_stride, target + step * out_stride, low + step * low_stride
+        kept, target, values = kept + step * qkv_stride, target + step * out_stride, following
         upstream += step * of_token if EVEN else 0
     if MOST > 0:
         _keep_sums(of_first, of_second, parts, width, place, is_column, tl.trans(inner), rank, HALF)

@@ -18,6 +18,8 @@ from tests.core.kernels.conftest import (
     relative_error,
 )
 
+# Numbers that overflow are part of what is tested; on a CPU they are numpy's.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 EPS = 1e-5
 HALVES = [torch.bfloat16, torch.float16]
 FRACTION = {torch.bfloat16: 7, torch.float16: 10}
@@ -101,6 +103,8 @@ def test_sum_and_its_norm_before_anything_is_rounded(op, n, e, dtype):
     assert torch.equal(stream, before) and found.sum.data_ptr() != stream.data_ptr() and found.rest is rest
     if dtype in HALVES:
         assert_holds(found, total)
+        # The norm of the sum as rounded would be another number in two of five places.
+        assert (found.y != normed(total, weight, 1.0).to(dtype)).double().mean() < 0.03
     rough = (total.to(dtype) * (total.pow(2).mean(-1, keepdim=True) + EPS).rsqrt().to(dtype)) * (weight + 1.0)
     assert_no_worse(found.y, rough, normed(total, weight, 1.0))
     assert found.rstd.dtype == torch.float32
@@ -133,8 +137,8 @@ def test_sixty_four_additions_stay_near_float64(op, dtype):
         stream, rest = found.sum, found.rest
         exact, forgetful = exact + added.double(), forgetful + added
     error = relative_error(meaning(stream, rest), exact)
-    assert error < 2.0 ** (-8 - FRACTION[dtype])
-    assert relative_error(forgetful, exact) > 30 * error
+    assert error < 1.25 * 2.0 ** (-9 - FRACTION[dtype])
+    assert relative_error(forgetful, exact) > 300 * error
     assert_no_worse(found.y, normed(exact, weight).to(dtype), normed(exact, weight))
 
 
@@ -149,14 +153,13 @@ def test_kernel_and_definition_agree_bit_for_bit_on_any_bits(dtype):
     rest = torch.randint(-128, 128, shape, dtype=torch.int8, generator=generator).to(DEVICE)
     added[:20] = (stream[:20].float() * 0.75).to(dtype)  # numbers of a size, whose sum cancels or carries
     added[20:40] = -stream[20:40]
-    if DEVICE.type == "cpu" and dtype == torch.bfloat16:  # whose subnormal numbers Triton's interpreter loses
-        stream, added = (
-            torch.where(one.float().abs() < 2.0**-126, 0.0, one).to(dtype) for one in (stream, added)
-        )
+    # Triton's interpreter loses bfloat16's subnormal numbers.
+    least = 2.0**-126 if DEVICE.type == "cpu" and dtype == torch.bfloat16 else 0.0
+    stream, added = (torch.where(one.float().abs() < least, 0.0, one).to(dtype) for one in (stream, added))
     weight = normal(127, dtype=dtype)
     one = reference.accumulate_rms_norm(stream, rest.clone(), added, weight, EPS)
     two = fused_stream.accumulate_rms_norm(stream, rest.clone(), added, weight, EPS)
-    finite = one.sum.isfinite()
+    finite = one.sum.isfinite() & ((one.sum.float().abs() >= least) | (one.sum == 0))
     assert 0.9 < finite.double().mean() < 1.0
     assert torch.equal(one.sum.nan_to_num(nan=0.5), two.sum.nan_to_num(nan=0.5))
     assert torch.equal(one.rest[finite], two.rest[finite])
