@@ -1,7 +1,8 @@
 """The residual stream's sum and its norm in Triton: whole rows to a program, every number read and written once.
 
 The adapters' share is a product for tensor cores, whose tiles have 16 rows: written out multiplication by
-multiplication it takes 50 instructions a number at 16 ranks, this way 28 (counted in sm_90 code).
+multiplication it takes 50 instructions a number at 16 ranks, this way 28 (counted in sm_90 code). So a row's parts are
+cut in pieces, which lie below one another until there are 16 rows, and each piece sees its own ranks only.
 """
 
 # Kernels are a species of their own: Triton types the arguments, constants are written in capitals.
@@ -84,16 +85,16 @@ def plain_tiles(width: int) -> Tiles:
 
 @functools.cache
 def shared_tiles(width: int, rank: int) -> Tiles:
-    """Return the tiles with a share: rows such that two programs of 64 numbers or so a thread run beside each other.
+    """Return the tiles with a share: rows such that two programs with some 64 numbers a thread run side by side.
 
-    More rows would leave one program alone, which waits for memory and computes in turns; with fewer, ``narrow`` is
-    read more often. Beyond 16 ranks parts are smaller, for a product's operands need registers too. What two programs
-    ask for ahead, 20 KB a processor at least, hides memory's latency: reads are half of 4.5 TB/s, 17 bytes a ns.
+    More rows would leave a program alone, which waits for memory and computes in turns; with fewer, ``narrow`` is read
+    more often. What two programs ask for ahead is 40 KB of a processor's at least; memory takes about a microsecond,
+    in which 17 KB arrive: half of 4.5 TB/s are reads.
     """
-    rows = 16 if width <= 1280 else 8 if width <= 2560 else 4
+    most = 20480 if rank <= 16 else 16384
+    rows = next((rows for rows in (16, 8) if rows * width <= most), 4)
     groups, warps = 16 // rows, 8 if width <= 4096 else 16
-    columns = (128 if rank <= 16 else 64) * warps // 8
-    columns = min(columns, max(16, triton.next_power_of_2(triton.cdiv(width, groups))))
+    columns = min(16 * warps, max(16, triton.next_power_of_2(triton.cdiv(width, groups))))
     return Tiles(rows, groups, columns, warps, ahead=2 if rank <= 16 and warps == 8 else 1, registers=128)
 
 
