@@ -36,6 +36,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
                                                 original_max_position_embeddings=64)},
     "linear": {"model_type": "llama", **_turned("linear", factor=2.0)},
     "yarn": {"model_type": "llama", **_turned("yarn", factor=4.0, original_max_position_embeddings=64)},
+    "biased": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
     "mistral": {"model_type": "mistral", "sliding_window": WINDOW},
     "qwen2": {"model_type": "qwen2"},
     "qwen2-window": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": WINDOW,
