@@ -18,3 +18,17 @@ def runs_fused(device: torch.device) -> bool:
 def has_triton() -> bool:
     """Tell whether Triton is installed."""
     return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """Return an NVIDIA GPU's compute capability; where there is none, kernels are interpreted, and nothing is missing."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+
+
+def multiplies_from_shared_memory(device: torch.device) -> bool:
+    """Tell whether products read their factors from shared memory (``wgmma``, ``tcgen05``), not from registers.
+
+    Kernels that hold a tile and its sums in registers spill where these must hold the factors too.
+    """
+    return capability(device)[0] in (9, 10)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 
-from core.kernels.backend import runs_fused
+from core.kernels.backend import capability, multiplies_from_shared_memory, runs_fused
 from core.kernels.rms_norm import reference
 from core.kernels.rms_norm.reference import Accumulated, NormGradients
 
@@ -136,7 +136,8 @@ def fits_share(rank: int, dtype: torch.dtype, device: torch.device) -> bool:
     """
     if not runs_fused(device) or dtype == torch.float64:
         return True
-    return dtype in (torch.bfloat16, torch.float16) and 1 <= rank <= 32
+    is_young = capability(device) >= (8, 0)  # Before, a program has too little shared memory for wide rows.
+    return is_young and dtype in (torch.bfloat16, torch.float16) and 1 <= rank <= 32
 
 
 def _runs_accumulation(added: torch.Tensor, narrow: torch.Tensor | None) -> bool:
@@ -235,7 +236,10 @@ def fits_norm_thin(ranks: Iterable[int], dtype: torch.dtype, device: torch.devic
         dtype: What is computed in.
         device: Where; without the fused kernels there is nothing to lose.
     """
-    return not runs_fused(device) or (dtype is torch.bfloat16 and max(ranks, default=0) <= MOST_RANKS)
+    if not runs_fused(device):
+        return True
+    fits = dtype is torch.bfloat16 and max(ranks, default=0) <= MOST_RANKS
+    return fits and multiplies_from_shared_memory(device)
 
 
 def rms_norm_gradients(

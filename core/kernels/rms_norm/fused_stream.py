@@ -51,8 +51,8 @@ def accumulate_rms_norm(
     A program reads a part of its rows before it writes it: what rounding takes off may lie where it lay.
     """
     n, width = added.shape
-    out = torch.empty_like(stream) if out is None else out
-    rounded = torch.empty_like(stream)
+    out = torch.empty_like(stream, dtype=added.dtype) if out is None else out
+    rounded = torch.empty_like(stream, dtype=added.dtype)
     left = torch.empty_like(stream, dtype=torch.int8) if rest is None and added.dtype in MOVED else rest
     rstd = torch.empty(n, dtype=torch.float32, device=added.device)
     rank = 0 if narrow is None else narrow.shape[0]

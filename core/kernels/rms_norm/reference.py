@@ -140,6 +140,36 @@ def rms_norm_backward_low(
     return _written(dx, dy.dtype, out)
 
 
+def rms_norm_gradients(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    rstd: torch.Tensor,
+    dot: torch.Tensor,
+    low: torch.Tensor,
+    narrow: torch.Tensor,
+    add: torch.Tensor,
+    *,
+    rank: int,
+    offset: float = 0.0,
+    low_add: torch.Tensor | None = None,
+    rank_add: int = 0,
+    low_x: torch.Tensor | None = None,
+    rank_x: int = 0,
+    out: torch.Tensor | None = None,
+) -> NormGradients:
+    """Return ``rms_norm_backward_low``'s gradient, low' norm(x), add' low_add and gradient' low_x."""
+    gradient = rms_norm_backward_low(dy, x, weight, rstd, dot, low, narrow, rank=rank, offset=offset, add=add)
+    wide = _widened(x)
+    of_narrow = (_widened(low[:, :rank]) * rstd.unsqueeze(-1)).t() @ wide * (offset + weight.to(wide.dtype))
+    of_add, of_x = _thin_product(add, low_add, rank_add), _thin_product(gradient, low_x, rank_x)
+    return NormGradients(_written(gradient, dy.dtype, out), of_narrow, of_add, of_x)
+
+
+def _thin_product(tall: torch.Tensor, thin: torch.Tensor | None, rank: int) -> torch.Tensor:
+    return _widened(tall).t() @ _widened((tall if thin is None else thin)[:, :rank])
+
+
 def _total(
     stream: torch.Tensor,
     rest: torch.Tensor | None,
@@ -175,33 +205,3 @@ def _widened(x: torch.Tensor) -> torch.Tensor:
 
 def _written(value: torch.Tensor, dtype: torch.dtype, out: torch.Tensor | None) -> torch.Tensor:
     return value.to(dtype) if out is None else out.copy_(value)
-
-
-def rms_norm_gradients(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    rstd: torch.Tensor,
-    dot: torch.Tensor,
-    low: torch.Tensor,
-    narrow: torch.Tensor,
-    add: torch.Tensor,
-    *,
-    rank: int,
-    offset: float = 0.0,
-    low_add: torch.Tensor | None = None,
-    rank_add: int = 0,
-    low_x: torch.Tensor | None = None,
-    rank_x: int = 0,
-    out: torch.Tensor | None = None,
-) -> NormGradients:
-    """Return ``rms_norm_backward_low``'s gradient, low' norm(x), add' low_add and gradient' low_x."""
-    gradient = rms_norm_backward_low(dy, x, weight, rstd, dot, low, narrow, rank=rank, offset=offset, add=add)
-    wide = _widened(x)
-    of_narrow = (_widened(low[:, :rank]) * rstd.unsqueeze(-1)).t() @ wide * (offset + weight.to(wide.dtype))
-    of_add, of_x = _thin_product(add, low_add, rank_add), _thin_product(gradient, low_x, rank_x)
-    return NormGradients(_written(gradient, dy.dtype, out), of_narrow, of_add, of_x)
-
-
-def _thin_product(tall: torch.Tensor, thin: torch.Tensor | None, rank: int) -> torch.Tensor:
-    return _widened(tall).t() @ _widened((tall if thin is None else thin)[:, :rank])

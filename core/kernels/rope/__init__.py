@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 
-from core.kernels.backend import runs_fused
+from core.kernels.backend import multiplies_from_shared_memory, runs_fused
 from core.kernels.rope import reference
 from core.kernels.rope.reference import Heads, RopeGradients
 
@@ -143,7 +143,10 @@ def fits_rope_thin(ranks: Iterable[int], dtype: torch.dtype, device: torch.devic
         dtype: What is computed in.
         device: Where; without the fused kernels there is nothing to lose.
     """
-    return not runs_fused(device) or (dtype.itemsize == 2 and max(ranks, default=0) <= MOST_RANKS)
+    if not runs_fused(device):
+        return True
+    fits = dtype.itemsize == 2 and max(ranks, default=0) <= MOST_RANKS
+    return fits and multiplies_from_shared_memory(device)
 
 
 def rope_gradients(

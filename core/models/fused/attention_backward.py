@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from core.kernels.rms_norm import rms_norm_backward
-from core.kernels.rope import rope_backward, rope_gradients
+from core.kernels.rope import RopeGradients, rope_backward, rope_gradients
 from core.models.fused.gradients import gradients_below, kept_small, norm_gradients, sublayer_gradient
 from core.models.fused.mlp_backward import Back
 from core.models.fused.passes import Pass
@@ -39,21 +39,59 @@ def attention_backward(
     upstream = kernel.backward(d_o, q, k, v, done, site.scale, site.window, run.documents)
     del d_o, done, o, q, k, v
     recalled.parts = recalled.done = None
-    walk = through_qkv_thin if site.turns_thin else through_qkv
-    dx, of_qkv = walk(run, recalled, parts.qkv, upstream, d_residual, needs_x)
+    if site.turns_thin:
+        found = turned_back_thin(run, recalled, parts.qkv, upstream)
+        del upstream, parts
+        dx, of_qkv = through_qkv_thin(run, recalled, found, d_residual, needs_x)
+    else:
+        d_qkv = turned_back(run, recalled, parts.qkv, upstream)
+        del upstream, parts
+        dx, of_qkv = through_qkv(run, recalled, d_qkv, d_residual, needs_x)
     return dx, (*of_qkv, *of_o)
 
 
-def through_qkv(
-    run: Pass, recalled: Recalled, qkv: Tensor, upstream: Upstream, d_residual: Tensor, needs_x: bool
-) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-    """Walk back through the rotation, the projection and its norm by products that read the gradient three times.
+def turned_back(run: Pass, recalled: Recalled, qkv: Tensor, upstream: Upstream) -> Tensor:
+    """Walk back through the rotation, and the norms over heads.
 
     Args:
         run: The pass.
         recalled: The layer.
-        qkv: [t, (h + 2g) d] as it was kept.
-        upstream: The gradients of queries, keys and values as attention took them.
+        qkv: [t, n] as it was kept.
+        upstream: What attention's backward pass returned.
+
+    Returns:
+        The gradient of what was projected, with room for extra columns [t, n + R].
+    """
+    site = recalled.site
+    d_qkv, (cos, sin) = site.qkv.gradients(qkv.shape[0]), run.angles[site.rope]
+    q_weight, k_weight, eps, offset = scales_of(site.head_norms)
+    rope_backward(
+        *upstream, cos, sin, run.positions, site.heads, raw=qkv if site.head_norms else None, q_weight=q_weight,
+        k_weight=k_weight, eps=eps, offset=offset, out=d_qkv[:, : site.qkv.n],
+    )  # fmt: skip
+    return d_qkv
+
+
+def turned_back_thin(run: Pass, recalled: Recalled, qkv: Tensor, upstream: Upstream) -> RopeGradients:
+    """Do the same by the kernel that forms the gradients of B on the way."""
+    site, (cos, sin) = recalled.site, run.angles[recalled.site.rope]
+    q_weight, k_weight, eps, offset = scales_of(site.head_norms)
+    of_q, of_k, of_v = site.qkv.ranks
+    return rope_gradients(
+        *upstream, cos, sin, run.positions, site.heads, qkv=qkv, low=kept_small(run, recalled.index, "low_qkv"),
+        ranks=(of_q, of_k, of_v), q_weight=q_weight, k_weight=k_weight, eps=eps, offset=offset,
+    )  # fmt: skip
+
+
+def through_qkv(
+    run: Pass, recalled: Recalled, d_qkv: Tensor, d_residual: Tensor, needs_x: bool
+) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    """Walk back through the projection and its norm by products that read the gradient three times.
+
+    Args:
+        run: The pass.
+        recalled: The layer.
+        d_qkv: From ``turned_back``.
         d_residual: The gradient of the sum after attention, [t, e] in its first columns.
         needs_x: Whether the input's gradient is wanted.
 
@@ -61,14 +99,6 @@ def through_qkv(
         It [t, e], and the gradients of the adapters.
     """
     site, index, e = recalled.site, recalled.index, recalled.site.hidden
-    d_qkv = site.qkv.gradients(d_residual.shape[0])
-    cos, sin = run.angles[site.rope]
-    norms = site.head_norms
-    q_weight, k_weight, eps, offset = scales_of(norms)
-    rope_backward(
-        *upstream, cos, sin, run.positions, site.heads, raw=qkv if norms else None, q_weight=q_weight,
-        k_weight=k_weight, eps=eps, offset=offset, out=d_qkv[:, : site.qkv.n],
-    )  # fmt: skip
     matrix, x, norm = site.qkv.fill(run.scratch), recalled.x(), site.before_attention
     rstd = kept_small(run, index, "rstd_attention")
     site.qkv.widen_gradient(matrix, d_qkv)
@@ -81,17 +111,10 @@ def through_qkv(
 
 
 def through_qkv_thin(
-    run: Pass, recalled: Recalled, qkv: Tensor, upstream: Upstream, d_residual: Tensor, needs_x: bool
+    run: Pass, recalled: Recalled, found: RopeGradients, d_residual: Tensor, needs_x: bool
 ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-    """Do the same by one product; the rotation's kernel forms the gradients of B, the norm's those of A."""
+    """Do the same by one product; the norm's kernel forms the gradients of A."""
     site, index, group, e = recalled.site, recalled.index, recalled.site.qkv, recalled.site.hidden
-    cos, sin = run.angles[site.rope]
-    q_weight, k_weight, eps, offset = scales_of(site.head_norms)
-    of_q, of_k, of_v = group.ranks
-    found = rope_gradients(
-        *upstream, cos, sin, run.positions, site.heads, qkv=qkv, low=kept_small(run, index, "low_qkv"),
-        ranks=(of_q, of_k, of_v), q_weight=q_weight, k_weight=k_weight, eps=eps, offset=offset,
-    )  # fmt: skip
     matrix, x, norm, rank = group.fill(run.scratch), recalled.x(), site.before_attention, group.shape.rank
     rstd, ups = kept_small(run, index, "rstd_attention"), [found.b_q, found.b_k, found.b_v]
     if not needs_x:

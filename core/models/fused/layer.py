@@ -83,6 +83,8 @@ def forward(run: Pass, index: int, x: Tensor, keeps: bool) -> Tensor:
     residual, wide, rstd_mlp = stream.add(
         normed_after(site.after_attention, added), site.before_mlp, site.gate_up
     )
+    attention_out = added.values if site.after_attention is not None else None
+    del added
     matrix = site.gate_up.fill(run.scratch)
     gate_up = site.gate_up.gradients(tokens)
     site.gate_up.forward_into(matrix, wide, gate_up[:, : 2 * site.inner])
@@ -113,9 +115,9 @@ def forward(run: Pass, index: int, x: Tensor, keeps: bool) -> Tensor:
         ):  # fmt: skip
             if small is not None:
                 items.append((name, small, Place.DEVICE))
-        if site.after_mlp is not None:
+        if attention_out is not None:
             items += [
-                ("attention_out", added.values, policy.attention_out),
+                ("attention_out", attention_out, policy.attention_out),
                 ("mlp_out", mlp.values, policy.mlp_out),
             ]
         run.store.keep(index, items)

@@ -379,3 +379,38 @@ def test_a_share_that_no_kernel_takes_is_added_by_the_definition(monkeypatch, dt
     found = door.accumulate_rms_norm(stream, copied(rest), added, weight, EPS, low=low, narrow=narrow)
     total = meaning(stream, rest) + added.double() + low.double() @ narrow.double()
     assert relative_error(meaning(found.sum, found.rest), total) < 2.0**-15
+
+
+def test_a_stream_of_higher_precision_is_rounded_to_what_is_added(op):
+    stream, added, weight = normal(5, 63), normal(5, 63, dtype=torch.bfloat16, seed=1), normal(63, seed=2)
+    found = op.accumulate_rms_norm(stream, None, added, weight, 1e-6)
+    assert found.sum.dtype is found.y.dtype is torch.bfloat16
+    assert torch.equal(found.sum, (stream + added.float()).to(torch.bfloat16))
+
+
+CARDS = {
+    "T4": (7, 5),
+    "A100": (8, 0),
+    "RTX 4090": (8, 9),
+    "H200": (9, 0),
+    "B200": (10, 0),
+    "RTX 5090": (12, 0),
+}
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_cards_without_room_for_a_kernel_take_the_old_way(card, monkeypatch: pytest.MonkeyPatch):
+    from core.kernels import backend, rope
+
+    device, kind = torch.device("cuda"), torch.bfloat16
+    for room in (door, rope):
+        monkeypatch.setattr(room, "runs_fused", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: CARDS[card])
+    backend.capability.cache_clear()
+    has_factors_in_shared_memory = card in ("H200", "B200")
+    assert door.fits_norm_thin([32, 16, 16], kind, device) is has_factors_in_shared_memory
+    assert rope.fits_rope_thin([16, 16, 16], kind, device) is has_factors_in_shared_memory
+    assert door.fits_share(16, kind, device) is (card != "T4")
+    assert not door.fits_share(33, kind, device) and not door.fits_share(0, kind, device)
+    assert not door.fits_norm_thin([65], kind, device) and not rope.fits_rope_thin([65], kind, device)
+    backend.capability.cache_clear()

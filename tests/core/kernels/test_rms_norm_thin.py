@@ -282,6 +282,7 @@ def test_a_chunk_is_whole_tiles_and_all_programs_run_at_once():
 def test_what_fits(monkeypatch):
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(door, "multiplies_from_shared_memory", lambda device: True)
     assert door.fits_norm_thin([0, 16, 64], BF16, gpu) and door.fits_norm_thin([], BF16, gpu)
     assert not door.fits_norm_thin([16, 65], BF16, gpu)
     for dtype in (torch.float16, torch.float32, torch.float64):

@@ -353,6 +353,7 @@ def test_tiles_follow_from_ranks_and_width():
 def test_what_fits(monkeypatch):
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(door, "multiplies_from_shared_memory", lambda device: True)
     assert door.fits_rope_thin([0, 16, 64], BF16, gpu) and door.fits_rope_thin([], torch.float16, gpu)
     assert not door.fits_rope_thin([16, 65], BF16, gpu)
     for dtype in (torch.float32, torch.float64):

@@ -64,14 +64,16 @@ def test_triton_keeps_documents_apart_and_loses_no_gradient(label: str, triton: 
     assert error(found, expected) < 2e-4
 
 
-def test_triton_stands_a_graph_that_is_walked_twice(triton: None):
-    model, tokens = pair("gemma3", torch.float32), ids(1, 7)
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)], ids=["32", "16"])
+def test_triton_stands_a_graph_that_is_walked_twice(dtype: torch.dtype, limit: float, triton: None):
+    # In 16 bits what was kept for the first walk is computed again for the second, and rounded on the way.
+    model, tokens = pair("gemma3", dtype), ids(1, 7)
     loss = model.ours(input_ids=tokens, labels=tokens, use_cache=False).loss
     loss.backward(retain_graph=True)
     once = gradients(model.ours)
     model.ours.zero_grad()
     loss.backward()
-    assert error(gradients(model.ours), once) < 1e-5
+    assert error(gradients(model.ours), once) < limit
 
 
 @pytest.mark.parametrize("rank", [1, 20, 70])
@@ -80,17 +82,47 @@ def test_triton_takes_any_rank(rank: int, triton: None):
     assert error(learn(model.ours, tokens)[1], learn(model.theirs, tokens)[1]) < 2e-4
 
 
-def test_triton_in_bfloat16_errs_no_more_than_transformers(triton: None):
-    model, exact = pair("llama3", torch.bfloat16), pair("llama3").theirs
+HALVES = {
+    "llama3": ("llama3", "attention", {}),
+    "qwen2": ("qwen2", "least", {}),
+    "qwen3": ("qwen3", "attention", {"r": 32}),
+    "gemma3": ("gemma3", "least", {}),
+    "nothing on o and down": ("llama3", "attention", {"target_modules": ["q_proj", "v_proj", "up_proj"]}),
+    "nothing on q and up": (
+        "llama3",
+        "least",
+        {"target_modules": ["k_proj", "o_proj", "gate_proj", "down_proj"]},
+    ),
+    "more ranks than the stream adds": ("llama3", "attention", {"r": 40}),
+}
+"""Only in 16 bits do kernels form products in passing."""
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_triton_in_bfloat16_errs_no_more_than_the_definitions_or_transformers(
+    name: str, request: pytest.FixtureRequest
+):
+    family, label, settings = HALVES[name]
+    model, exact = pair(family, torch.bfloat16, **settings), pair(family, **settings).theirs
     exact.load_state_dict({key: value.double() for key, value in model.theirs.state_dict().items()})
+    keep(model.state, POLICIES[label])
     tokens = ids(2, 9)
-    true = whole(learn(exact, tokens)[1])
-    found, plain = (whole(learn(each, tokens)[1]) for each in (model.ours, model.theirs))
-    assert float((found - true).norm()) <= 1.5 * float((plain - true).norm())
+    true, theirs, plain = (learn(each, tokens)[1] for each in (exact, model.theirs, model.ours))
+    request.getfixturevalue("triton")
+    model.ours.zero_grad()
+    found = learn(model.ours, tokens)[1]
+    assert far(whole(found), whole(true)) <= 1.5 * far(whole(theirs), whole(true))
+    for key, one in found.items():
+        assert far(one, true[key]) <= 1.5 * far(plain[key], true[key]) + 0.005, key
 
 
 def whole(found: Gradients) -> Tensor:
     return torch.cat([one.double().flatten() for one in found.values()])
+
+
+def far(found: Tensor, exact: Tensor) -> float:
+    """Return the relative error of a gradient."""
+    return ((found.double() - exact.double()).norm() / exact.double().norm()).item()
 
 
 def test_the_gpu_path_is_the_one_that_these_tests_run(triton: None, monkeypatch: pytest.MonkeyPatch):
