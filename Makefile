@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cat constraints.txt pyproject.toml | cksum | cut -d' ' -f1)
 
+# Tests start hundreds of processes; without this, in a shell that forbids it, each would compile all our modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo check test ready format base clean
 
 demo: $(READY)

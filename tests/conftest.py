@@ -1,23 +1,18 @@
 """Tiny models and tokenizers that tests share; everything is made here, nothing is downloaded."""
 
+import gc
 import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from hypothesis import settings
 
-# transformers imports Triton, and Triton asks only then whether kernels are to be interpreted, which needs no GPU.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-
-from core.models.scratch import LlamaShape, build_llama, save_model, train_tokenizer
-
-torch.set_num_threads(1)
 # The same examples every time and no deadline, so that a red run means a change and not a busy machine.
 # FACTORY_FUZZ=1 looks for new ones.
 settings.register_profile("same", derandomize=True, database=None, deadline=None)
@@ -41,6 +36,30 @@ LONGEST = (
 )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare the large libraries, except in the process that only hands tests to workers: it would load them first."""
+    if not config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
+        import torch
+
+        # transformers imports Triton, and Triton asks only then whether kernels are to be interpreted, for want of a GPU.
+        if not torch.cuda.is_available():
+            os.environ.setdefault("TRITON_INTERPRET", "1")
+        torch.set_num_threads(1)
+    # Each worker's child processes have one core to themselves at most.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Import without looking for garbage, and never look again through what was imported: a fifth of all time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Let workers begin with the files that take longest, so that none is left alone with one at the end."""
     if hasattr(config, "workerinput"):
@@ -52,16 +71,20 @@ def place_of(item: pytest.Item) -> int:
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> "PreTrainedTokenizerFast":
+    from core.models.scratch import train_tokenizer
+
     return train_tokenizer(TEXTS, 400)
 
 
 @pytest.fixture
-def model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def model(tokenizer: "PreTrainedTokenizerFast") -> "LlamaForCausalLM":
     return tiny_llama(tokenizer)
 
 
-def tiny_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def tiny_llama(tokenizer: "PreTrainedTokenizerFast") -> "LlamaForCausalLM":
+    from core.models.scratch import LlamaShape, build_llama
+
     shape = LlamaShape(
         vocab_size=400, hidden_size=32, intermediate_size=64, layers=2, heads=4, kv_heads=2, max_positions=128
     )
@@ -69,9 +92,28 @@ def tiny_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 @pytest.fixture(scope="session")
-def base_folder(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base_folder(tokenizer: "PreTrainedTokenizerFast", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from core.models.scratch import save_model
+
     folder = tmp_path_factory.mktemp("models") / "base"
     save_model(tiny_llama(tokenizer), tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of a run of tests share, for what takes long to make; lock what you make in it."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(shared_folder: Path) -> Path:
+    """The factory's cache for all tests, with an empty database as soon as one has made it: that takes six seconds."""
+    folder = shared_folder / "cache"
+    folder.mkdir(exist_ok=True)
     return folder
 
 

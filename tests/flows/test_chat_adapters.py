@@ -131,14 +131,6 @@ def test_a_damaged_adapter_is_refused_before_pytorch_and_the_base_are_loaded(
     assert done.stdout.rstrip().endswith("[]")
 
 
-def test_nothing_but_the_answer_is_printed(workspace: Path):
-    command = [sys.executable, "-m", "flows.cli", "chat", str(workspace), "--adapter", f"one={workspace / 'one'}",
-               "--adapter", f"two={workspace / 'two'}", "--prompt", QUESTION, "--max-tokens", "8"]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip()
-    assert done.stderr == ""
-
-
 def test_an_adapter_of_other_weights_is_refused(workspace: Path, tmp_path: Path):
     strange = shutil.copytree(workspace / "one", tmp_path / "strange")
     stated = json.loads((strange / "base.json").read_text())

@@ -1,5 +1,6 @@
 """What the examination finds on this machine, and on machines that lack something."""
 
+import socket
 import sqlite3
 import sys
 
@@ -14,12 +15,6 @@ from flows.settings import Settings
 @pytest.fixture
 def settings(tmp_path):
     return Settings(home=tmp_path / "home", cache=tmp_path / "cache", huggingface_home=tmp_path / "hf")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """One empty database for all tests: making it takes six seconds."""
-    return tmp_path_factory.getbasetemp() / "cache"
 
 
 def test_the_fast_examination_names_every_subject_once(settings):
@@ -96,9 +91,11 @@ def test_a_good_home_is_left_clean(settings):
 
 
 def test_a_taken_port_is_told_from_a_free_one(settings):
-    with listen(0) as busy, listen(0) as other:
-        taken, free = busy.getsockname()[1], other.getsockname()[1]
-        other.close()
+    with listen(0) as busy, socket.socket() as kept:
+        # Nobody listens there, nor is it given to another test meanwhile.
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        taken, free = busy.getsockname()[1], kept.getsockname()[1]
         findings = doctor.ports(settings, prefect=taken, mlflow=free)
     assert "taken" in findings[0].detail and "free" in findings[1].detail
 
@@ -123,6 +120,6 @@ def test_a_scheduled_run_appears(settings, cache):
 
 def test_a_server_that_schedules_nothing_is_found(settings, cache, monkeypatch):
     monkeypatch.setenv("PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED", "false")
-    finding = doctor.scheduling(settings.model_copy(update={"cache": cache}), timeout=8.0)
+    finding = doctor.scheduling(settings.model_copy(update={"cache": cache}), timeout=2.0)
     assert not finding.ok and "scheduled nothing" in finding.detail
     assert '"sqlalchemy<2.1,>=2.0"' in finding.fix or '"sqlalchemy>=2.0,<2.1"' in finding.fix

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from core.errors import ResourceError
+from flows.launch import stores_of
 from flows.server_database import is_current, seed_of
 from flows.server_process import Identity, is_healthy, listen, listen_near, stop
 from flows.servers import down, running, start_prefect, start_private, up
@@ -69,11 +70,11 @@ api = start_prefect(read_settings())
 if sys.argv[1] == "healthy":
     api.wait()
 print(api._private.process.pid, flush=True)
-time.sleep(100)
+time.sleep(600)
 """
 
 
-def child(code, settings, *arguments):
+def child(code, settings, *arguments, cwd=None):
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
     env |= {
         "FACTORY_HOME": str(settings.home),
@@ -82,7 +83,7 @@ def child(code, settings, *arguments):
     }
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.Popen(
-        command, env=env, cwd=settings.home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=env, cwd=cwd or settings.home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -93,8 +94,9 @@ def ask(url, body=None):
         return answer.read()
 
 
-def gone(pid, seconds):
-    deadline = time.monotonic() + seconds
+def gone(pid):
+    """Wait for the end of a process; one that is not ended on purpose never comes to one."""
+    deadline = time.monotonic() + 60
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         if time.monotonic() > deadline:
             return False
@@ -111,7 +113,7 @@ def settings(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(settings):
     """What two runs printed that started at once, each with a private server, on one new home."""
-    return [process.communicate(timeout=120) for process in [child(RUN, settings), child(RUN, settings)]]
+    return [process.communicate(timeout=300) for process in [child(RUN, settings), child(RUN, settings)]]
 
 
 @pytest.fixture(scope="module")
@@ -212,12 +214,44 @@ def test_artifacts_of_an_experiment_made_by_the_server_are_plain_files(settings,
     assert list(settings.artifacts.rglob("a.txt"))
 
 
+def test_a_run_finds_both_servers_and_is_recorded_through_them(settings, pair, tmp_path):
+    from mlflow import MlflowClient
+
+    asked = (
+        "run",
+        "tests/thimble/tiny.yaml",
+        "--workspace",
+        str(tmp_path / "ws"),
+        "--json",
+        "--until",
+        "ingest",
+    )
+    run = child("from flows.cli import main; main()", settings, *asked, cwd=SOURCE)
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
+    assert json.loads(out.splitlines()[-1])["status"] == "partial"
+    assert stores_of(settings).tracking_uri == pair[0].mlflow.url
+    client = MlflowClient(pair[0].mlflow.url)
+    whole, phase = (
+        client.search_runs(
+            [client.get_experiment_by_name("thimble").experiment_id], f"attributes.run_name LIKE '%{name}%'"
+        )
+        for name in ("thimble", "ingest")
+    )
+    assert [each.info.status for each in (*whole, *phase)] == ["FINISHED", "FINISHED"]
+    assert phase[0].data.tags["mlflow.parentRunId"] == whole[0].info.run_id
+    states = [
+        each["state_name"] for each in json.loads(ask(f"{pair[0].prefect_api_url}/flow_runs/filter", {}))
+    ]
+    assert states.count("Stopped") == 1
+
+
 def test_down_ends_both_and_forgets_them(settings, pair):
     servers = pair[0]
     pids = [servers.prefect.process.pid, servers.mlflow.process.pid]
     pids += [c.pid for pid in pids for c in psutil.Process(pid).children(recursive=True)]
     assert sorted(down(settings)) == sorted([servers.prefect.url, servers.mlflow.url])
-    assert all(gone(pid, 5) for pid in pids)
+    assert all(gone(pid) for pid in pids)
     assert running(settings) is None and down(settings) == []
 
 
@@ -228,13 +262,13 @@ def test_a_private_server_ends_with_its_killed_parent(settings, moment):
     assert psutil.pid_exists(pid)
     parent.send_signal(signal.SIGKILL)
     parent.communicate()
-    assert gone(pid, 15 if moment == "starting" else 6)
+    assert gone(pid)
 
 
 def test_a_private_server_ends_with_its_block(settings):
     with start_private(settings) as api:
         url = api.wait()
-        assert is_healthy(f"{url}/health", 5.0)
+        assert is_healthy(f"{url}/health", 60.0)
     assert not is_healthy(f"{url}/health", 1.0)
 
 

@@ -1,4 +1,4 @@
-"""One home with both servers up for all thimble runs, each run a process of its own."""
+"""One home with one Prefect server for all thimble runs of a worker, each run a process of its own."""
 
 import json
 import os
@@ -13,8 +13,9 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pytest
+from filelock import FileLock
 
-from flows.servers import down, up
+from flows.servers import start_private
 from flows.settings import Settings, prefect_environment
 
 ROOT = Path(__file__).parents[2]
@@ -123,17 +124,17 @@ def parsed(done: subprocess.CompletedProcess[str]) -> Ran:
     return Ran(done.returncode, events, done.stderr)
 
 
-@pytest.fixture(scope="session")
-def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
-    home = tmp_path_factory.mktemp("home")
-    settings = Settings(home=home, cache=home / "cache")
-    # Workers look for free ports at the same moment; each starts looking elsewhere.
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    servers = up(settings, prefect_port=4300 + 20 * worker, mlflow_port=5300 + 20 * worker)
-    factory = Factory(settings, servers.prefect_api_url)
-    yield factory
-    factory.close()
-    down(settings)
+@pytest.fixture(scope="package")
+def factory(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Factory]:
+    settings = Settings(home=tmp_path_factory.mktemp("home"), cache=cache)
+    # What the server of one worker prepares helps the next one's.
+    with FileLock(cache / "lock"):
+        server = start_private(settings)
+        factory = Factory(settings, server.url)
+        server.wait()
+    with server:
+        yield factory
+        factory.close()
 
 
 def flow_states(factory: Factory) -> list[tuple[str, str]]:

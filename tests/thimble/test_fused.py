@@ -6,12 +6,37 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
-from tests.thimble.conftest import Factory, Ran
+from tests.thimble.conftest import CONFIG, Factory, Ran
 
 LORA = "models/checkpoints/lora"
 SHORT = ("-o", "training.max_steps=20", "-o", "evaluation.max_examples=60")
+
+
+NOT_HERE = pytest.mark.skipif(torch.cuda.is_available(), reason="an NVIDIA GPU is here")
+VALIDATE = ("validate", CONFIG, "--fast", "-o", "model.framework=fused")
+
+
+@NOT_HERE
+def test_validate_lets_it_pass_and_warns_that_hf_is_as_good_here(factory: Factory):
+    done = factory.warm(*VALIDATE, "--json")
+    assert done.returncode == 0, done.stderr
+    findings = json.loads(done.stdout)["findings"]
+    (warning,) = [each for each in findings if each["level"] == "warning"]
+    assert (warning["where"], warning["kind"]) == ("model.framework", "software")
+    assert "no NVIDIA GPU here: fused trains with the plain definitions of its kernels" in warning["what"]
+    assert not [each for each in findings if each["level"] == "error"]
+
+
+@NOT_HERE
+def test_validate_says_so_in_words(factory: Factory):
+    done = factory.warm(*VALIDATE, "-o", "training.activation_budget=2.5")
+    assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split())
+    assert "warning model.framework: there is no NVIDIA GPU here" in shown
+    assert "valid (with warnings)" in shown
 
 
 class Runs(NamedTuple):

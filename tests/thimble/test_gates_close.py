@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from core.artifacts import path_digest
-from tests.thimble.conftest import ROOT, Factory, Ran, flow_states
+from tests.thimble.conftest import LIMIT, ROOT, Factory, Ran, flow_states
 
 PHASES = ("ingest", "format", "split", "baseline", "finetune", "evaluate", "quantize", "deploy")
 CLOSING = {
@@ -66,7 +66,7 @@ def test_a_closed_gate_stops_the_run(factory: Factory, workspace: Path, gate: st
     assert record["passed"] is False
     assert any(not check["passed"] for check in record["checks"])
     assert {"name", "observed", "threshold", "comparison", "passed"} <= set(record["checks"][0])
-    shown = factory.command("gates", str(workspace))
+    shown = factory.warm("gates", str(workspace))
     assert shown.returncode == 3
     assert gate in shown.stdout
     assert "blocked" in (workspace / "report.html").read_text().lower()
@@ -98,7 +98,7 @@ def test_open_gates_release_the_model(factory: Factory, workspace: Path):
         "manifest.json", "bundle/Modelfile",
     ):  # fmt: skip
         assert (workspace / path).is_file(), path
-    assert factory.command("gates", str(workspace)).returncode == 0
+    assert factory.warm("gates", str(workspace)).returncode == 0
 
 
 def test_manifest_holds_the_digest_of_every_file(factory: Factory, workspace: Path):
@@ -145,12 +145,18 @@ def test_the_base_answers_with_the_adapter_that_was_trained_and_without_it(facto
     assert json.loads((adapter / "base.json").read_text())["name"].endswith("data/tutor_base/model")
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", "chat", str(workspace), "--adapter", f"tutor={adapter}"],
-        cwd=ROOT, env=factory.environment, capture_output=True, text=True, check=False, timeout=300,
+        cwd=ROOT, env=factory.environment, capture_output=True, text=True, check=False, timeout=LIMIT,
         input="Convert 24 l to ml.\n/clear\n/adapter none\nConvert 24 l to ml.\n/clear\n/adapter tutor\nConvert 24 l to ml.\n",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     said = [line.removeprefix("> ").strip() for line in done.stdout.splitlines()]
     assert said.count("24000 ml") == 2 and "tutor  [none]" in done.stdout
+
+
+def test_nothing_but_the_answer_of_an_adapter_is_printed(factory: Factory, workspace: Path):
+    adapters = [f"--adapter={name}={workspace / 'models/checkpoints/lora'}" for name in ("one", "two")]
+    done = factory.warm("chat", str(workspace), *adapters, "--prompt", "Convert 24 l to ml.")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "24000 ml\n", "")
 
 
 def test_the_registry_points_at_the_release(factory: Factory, workspace: Path):
@@ -165,7 +171,7 @@ def test_the_registry_points_at_the_release(factory: Factory, workspace: Path):
 def test_edited_evidence_makes_its_gates_stale_and_the_next_run_mends_it(factory: Factory, workspace: Path):
     scores = workspace / "metrics/baseline.json"
     scores.write_text(scores.read_text().replace('"value": ', '"value":  ', 1))
-    shown = factory.command("gates", str(workspace))
+    shown = factory.warm("gates", str(workspace))
     assert shown.returncode == 3
     assert "STALE" in shown.stdout
     assert "metrics/baseline.json" in shown.stdout
@@ -176,7 +182,7 @@ def test_edited_evidence_makes_its_gates_stale_and_the_next_run_mends_it(factory
     assert ran.phases["baseline"] == "done"
     assert ran.phases["finetune"] == "reused"
     assert '"value":  ' not in scores.read_text()
-    assert factory.command("gates", str(workspace)).returncode == 0
+    assert factory.warm("gates", str(workspace)).returncode == 0
 
 
 @pytest.fixture(scope="module")

@@ -65,8 +65,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_trains_for_epochs_in_4_bit_and_serves_the_template_it_was_trained_with(
     factory: Factory, config: Path, workspace: Path
 ):
-    # All eight phases in a process that has nothing imported.
-    ran = factory.run(workspace, *LIGHT, config=str(config), cold=True)
+    ran = factory.run(workspace, *LIGHT, config=str(config))
     assert ran.code == 0, (ran.result, ran.stderr)
     stats = json.loads((workspace / "metrics/training-stats.json").read_text())
     assert stats["epochs"] == 1.0

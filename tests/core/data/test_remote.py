@@ -258,7 +258,7 @@ def test_what_is_not_there_is_told_at_once(remote, opened, url, what, fix):
     start = time.monotonic()
     with pytest.raises(DataError) as error:
         opened(url)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60
     assert what in error.value.what
     assert fix in error.value.fix
 

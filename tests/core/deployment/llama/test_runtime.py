@@ -235,43 +235,49 @@ def test_an_interrupted_answer_leaves_no_child(gguf: Path) -> None:
 
 
 PARENT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+# A shell that starts the tests in the background has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from core.deployment.llama import LlamaRuntime
 runtime = LlamaRuntime(Path(sys.argv[1]), context_length=900)
 print(runtime._process.pid, flush=True)
 if sys.argv[2] == "busy":
     while True:
         runtime.generate([5] * 800, max_new_tokens=90, temperature=2.0)
-time.sleep(60)
+time.sleep(600)
 """
 
 
 def ended(process: psutil.Process) -> bool:
     """Wait for the end; how soon the system then collects the remains is not ours."""
-    for _ in range(400):
-        if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.05)
-    return False
+    deadline = time.monotonic() + 60
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > deadline:
+            process.kill()
+            return False
+        time.sleep(0.02)
+    return True
 
 
 @pytest.mark.parametrize("state", ["idle", "busy"])
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_the_child_does_not_outlive_its_parent(state: str, sent: signal.Signals, gguf: Path) -> None:
-    parent = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", PARENT, str(gguf), state],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         cwd=ROOT,
-    )
-    assert parent.stdout is not None
-    child = psutil.Process(int(parent.stdout.readline()))
-    assert os.getpgid(child.pid) != os.getpgid(parent.pid)
-    time.sleep(0.2)
-    parent.send_signal(sent)
-    parent.wait(20)
-    parent.stdout.close()
+    ) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        try:
+            assert os.getpgid(child.pid) != os.getpgid(parent.pid)
+            time.sleep(0.2)
+            parent.send_signal(sent)
+            parent.wait(60)
+        finally:
+            parent.kill()
     assert ended(child)
 
 

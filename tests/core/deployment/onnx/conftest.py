@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,8 @@ HEADS, WIDTH = 2, 32
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all workers of a run of tests share, since what is made here takes long to make."""
-    own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "onnx"
+def place(shared_folder: Path) -> Path:
+    folder = shared_folder / "onnx"
     folder.mkdir(exist_ok=True)
     return folder
 
