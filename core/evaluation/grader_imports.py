@@ -120,7 +120,9 @@ class _Finder:
     def find_spec(
         name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        beside = getattr(sys.modules.get(name.partition(".")[0]), BESIDE, None)
+        package = sys.modules.get(name.partition(".")[0])
+        # Not by getattr: a module's own __getattr__ may import what it is asked for, as Prefect's does, and so ask again.
+        beside = getattr(package, "__dict__", {}).get(BESIDE)
         if not isinstance(beside, _Beside):
             return None
         spec = PathFinder.find_spec(name, path, target)

@@ -7,13 +7,9 @@ from tests.thimble.conftest import Factory
 
 ARMS = ("zero_shot", "few_shot", "prompted")
 ALL = (
-    "-o",
-    f"evaluation.baseline.arms=[{', '.join(ARMS)}]",
-    "-o",
-    "evaluation.metrics=[exact_match, perplexity]",
-    "-o",
-    "evaluation.max_examples=60",
-)
+    "-o", f"evaluation.baseline.arms=[{', '.join(ARMS)}]", "-o", "evaluation.metrics=[exact_match, perplexity, mine]",
+    "-o", "evaluation.max_examples=60",
+)  # fmt: skip
 
 
 def read(workspace: Path, name: str) -> dict:
@@ -22,7 +18,12 @@ def read(workspace: Path, name: str) -> dict:
 
 def test_every_arm_is_measured_once_and_the_gate_chooses_anew(factory: Factory, tmp_path: Path):
     workspace = tmp_path / "arms"
-    ran = factory.run(workspace, *ALL, "--until", "baseline")
+    (tmp_path / "mine.py").write_text(
+        "import helper\ndef grade(answer, reference, metadata): return helper.HALF\n"
+    )
+    (tmp_path / "helper.py").write_text("HALF = 0.5\n")
+    own = ("-o", f"evaluation.graders={{mine: {{type: callable, path: '{tmp_path / 'mine.py'}:grade'}}}}")
+    ran = factory.run(workspace, *ALL, *own, "--until", "baseline")
     assert ran.code == 0, ran.stderr
     scores = read(workspace, "baseline.json")
     arms = {arm["arm"]: arm for arm in scores["arms"]}
@@ -33,13 +34,13 @@ def test_every_arm_is_measured_once_and_the_gate_chooses_anew(factory: Factory, 
     assert arms["zero_shot"]["suites"][0]["name"] == "general"
     rows = {arm: first_row(workspace, arm) for arm in ARMS}
     assert len({len(row["prompt_ids"]) for row in rows.values()}) == 3
-    assert all({"exact_match", "perplexity"} <= row.keys() for row in rows.values())
+    assert all({"exact_match", "perplexity"} <= row.keys() and row["mine"] == 0.5 for row in rows.values())
     judged = next(e for e in ran.events if e["event"] == "gate" and e["gate"] == "baseline-established")
     assert {f"{arm} test file" for arm in ARMS} <= {check["name"] for check in judged["checks"]}
     assert "Base, instructed" in (workspace / "report.html").read_text()
     other = next(arm for arm in ARMS if arm != scores["arm"])
     ran = factory.run(
-        workspace, *ALL, "-o", f"gates.model_performance.compare_to={other}", "--until", "baseline"
+        workspace, *ALL, *own, "-o", f"gates.model_performance.compare_to={other}", "--until", "baseline"
     )
     assert ran.phases["baseline"] == "reused"
     assert read(workspace, "baseline.json")["arm"] == other

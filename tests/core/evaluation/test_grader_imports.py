@@ -188,3 +188,20 @@ def test_a_late_helper_that_is_missing_names_the_example(tmp_path: Path):
     (tmp_path / "late.py").unlink()
     with pytest.raises(DataError, match="No module named 'late'"):
         grade(Question("q7", [{"role": "user", "content": "?"}], "yes", {}), "yes")
+
+
+def test_a_library_that_imports_what_it_is_asked_for_can_still_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    grader(folder_of(tmp_path / "mine", one_line("value = 1.0")))
+    # As Prefect does.
+    lazy = "import importlib\ndef __getattr__(name): return importlib.import_module(f'.{name}', __name__)\n"
+    folder_of(
+        tmp_path / "libraries", {"lazy_library/__init__.py": lazy, "lazy_library/part.py": "HERE = 1\n"}
+    )
+    monkeypatch.syspath_prepend(str(tmp_path / "libraries"))
+    try:
+        assert importlib.import_module("lazy_library").part.HERE == 1
+    finally:
+        for name in [name for name in sys.modules if name.startswith("lazy_library")]:
+            del sys.modules[name]
