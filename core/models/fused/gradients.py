@@ -57,18 +57,8 @@ def norm_gradients(
     a = of_narrow(wide[:, e : e + rank], norm, x, rstd)
     b_add = x.new_empty(e, 0) if low_add is None else exact_product(add.t(), low_add)
     rms_norm_backward_low(
-        wide[:, :e],
-        x,
-        norm.weight,
-        rstd,
-        dot,
-        wide[:, e:],
-        narrow,
-        rank=rank,
-        offset=norm.offset,
-        add=add,
-        out=out,
-    )
+        wide[:, :e], x, norm.weight, rstd, dot, wide[:, e:], narrow, rank=rank, offset=norm.offset, add=add, out=out
+    )  # fmt: skip
     b_x = x.new_empty(e, 0) if low_x is None else exact_product(out.t(), low_x)
     return NormGradients(out, a, b_add, b_x)
 
