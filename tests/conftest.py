@@ -3,6 +3,7 @@
 import gc
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,9 +37,12 @@ LONGEST = (
 )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Prepare the large libraries, except in the process that only hands tests to workers: it would load them first."""
-    if not config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
+def prepare() -> None:
+    """Prepare the large libraries, except in the process that only hands tests to workers: it would load them first.
+
+    While this file is imported: the conftest.py of a folder that is named on the command line imports Triton next.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ or not any(word.startswith("-n") for word in sys.argv):
         import torch
 
         # transformers imports Triton, and Triton asks only then whether kernels are to be interpreted, for want of a GPU.
@@ -47,6 +51,9 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
     # Each worker's child processes have one core to themselves at most.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+prepare()
 
 
 @pytest.hookimpl(wrapper=True)
