@@ -14,6 +14,7 @@ import triton.language as tl
 
 from core.kernels.glu.fused import share_of, slope_of
 from core.kernels.glu.reference import Activation, GluGradients
+from core.kernels.ranks import padded
 
 
 class Tiles(NamedTuple):
@@ -76,7 +77,7 @@ def glu_gradients(
         dh.stride(0), gate_up.stride(0), low.stride(0), d_low.stride(0), 0 if narrow is None else narrow.stride(0),
         out.stride(0), n, width, chunk, 1.0,
         ACTIVATION=activation, GATE=gate, UP=up, DOWN=down,
-        PADDED_GATE=_padded(gate), PADDED_UP=_padded(up), PADDED_DOWN=_padded(down),
+        PADDED_GATE=padded(gate), PADDED_UP=padded(up), PADDED_DOWN=padded(down),
         ROWS=tiles.rows, COLUMNS=tiles.columns, TURNED=tiles.turned,
         num_warps=tiles.warps, num_stages=tiles.stages, maxnreg=tiles.registers,
     )  # fmt: skip
@@ -85,15 +86,10 @@ def glu_gradients(
 
 
 def _tiles(ranks: tuple[int, int, int], has_share: bool) -> Tiles:
-    total = sum(_padded(rank) for rank in ranks if rank)
+    total = sum(padded(rank) for rank in ranks if rank)
     if total <= 48:
         return BACKWARD
     return BACKWARD_SHARED if has_share and total <= 96 else BACKWARD_MANY
-
-
-def _padded(rank: int) -> int:
-    """Return how many ranks are multiplied: a power of two, and 16 at least."""
-    return max(16, triton.next_power_of_2(rank))
 
 
 def _chunk(n: int, blocks: int, tiles: Tiles) -> int:

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from core.kernels.ranks import padded
 from core.kernels.rms_norm.reference import MOVED, Accumulated
 
 
@@ -62,7 +63,7 @@ def accumulate_rms_norm(
     _accumulate[(triton.cdiv(n, tiles.rows),)](
         stream, rest, added, low, narrow, weight, out, rounded, left, rstd,
         added.stride(0), 0 if low is None else low.stride(0), out.stride(0), n, width, eps, offset,
-        MOVED=MOVED.get(added.dtype, 0), RANK=rank, PADDED=_padded(rank), ROWS=tiles.rows, GROUPS=tiles.groups,
+        MOVED=MOVED.get(added.dtype, 0), RANK=rank, PADDED=padded(rank), ROWS=tiles.rows, GROUPS=tiles.groups,
         COLUMNS=tiles.columns, COUNT=count, AHEAD=min(tiles.ahead, count), IS_EVEN=width % part == 0,
         num_warps=tiles.warps, maxnreg=tiles.registers,
     )  # fmt: skip
@@ -96,11 +97,6 @@ def shared_tiles(width: int, rank: int) -> Tiles:
     groups, warps = 16 // rows, 8 if width <= 4096 else 16
     columns = min(16 * warps, max(16, triton.next_power_of_2(triton.cdiv(width, groups))))
     return Tiles(rows, groups, columns, warps, ahead=2 if rank <= 16 and warps == 8 else 1, registers=128)
-
-
-def _padded(rank: int) -> int:
-    """Return how many ranks are multiplied: a power of two, and 16 at least."""
-    return max(16, triton.next_power_of_2(rank))
 
 
 @triton.jit

@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from core.kernels.ranks import padded
 from core.kernels.rms_norm.reference import NormGradients
 
 
@@ -65,7 +66,7 @@ def rms_norm_gradients(
         out = torch.empty((n, width), dtype=dy.dtype, device=dy.device)
     low_add, low_x = low if low_add is None else low_add, low if low_x is None else low_x
     ranks = [rank, rank_add, rank_x]
-    tiles = tiles or (BACKWARD if sum(_padded(each) for each in ranks if each) <= 64 else BACKWARD_MANY)
+    tiles = tiles or (BACKWARD if sum(padded(each) for each in ranks if each) <= 64 else BACKWARD_MANY)
     blocks = triton.cdiv(width, tiles.columns)
     chunk = _chunk(n, blocks, tiles)
     chunks = triton.cdiv(n, chunk)
@@ -74,17 +75,12 @@ def rms_norm_gradients(
         dy, x, weight, rstd, dot, low, narrow, add, low_add, low_x, out, parts,
         dy.stride(0), x.stride(0), low.stride(0), narrow.stride(0), add.stride(0), low_add.stride(0), low_x.stride(0),
         out.stride(0), n, width, chunk, offset, RANK=rank, RANK_ADD=rank_add, RANK_X=rank_x,
-        PADDED=_padded(rank), PADDED_ADD=_padded(rank_add), PADDED_X=_padded(rank_x),
+        PADDED=padded(rank), PADDED_ADD=padded(rank_add), PADDED_X=padded(rank_x),
         ROWS=tiles.rows, COLUMNS=tiles.columns, STAGES=tiles.stages,
         num_warps=tiles.warps, maxnreg=tiles.registers,
     )  # fmt: skip
     of_narrow, of_add, of_x = parts.sum(0).split(ranks)
     return NormGradients(out, of_narrow, of_add.t(), of_x.t())
-
-
-def _padded(rank: int) -> int:
-    """Return how many ranks are multiplied: a power of two, and 16 at least."""
-    return max(16, triton.next_power_of_2(rank))
 
 
 def _chunk(n: int, blocks: int, tiles: Tiles) -> int:

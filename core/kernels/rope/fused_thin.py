@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from core.kernels.ranks import padded
 from core.kernels.rope.fused import angles, halves, store_halves, strides
 from core.kernels.rope.reference import Heads, RopeGradients
 
@@ -65,7 +66,7 @@ def rope_gradients(
     (n, width), length = qkv.shape, dq.shape[2]
     out = torch.empty((n, width), dtype=dq.dtype, device=dq.device) if out is None else out
     most, block = max(ranks), max(8, triton.next_power_of_2(heads.width // 2))
-    tiles = tiles or _tiles(_padded(most), block)
+    tiles = tiles or _tiles(padded(most), block)
     group = max(1, tiles.columns // block)
     blocks = triton.cdiv(heads.query, group) + 2 * triton.cdiv(heads.key, group)
     chunk = _chunk(n, blocks, tiles)
@@ -76,7 +77,7 @@ def rope_gradients(
         dq, dk, dv, qkv, low, out, parts, dots, cos, sin, positions, q_weight, k_weight,
         *strides(dq), *strides(dk), *strides(dv),
         qkv.stride(0), low.stride(0), out.stride(0), cos.stride(0), sin.stride(0), n, length, chunk, eps, offset,
-        *ranks, MOST=most, PADDED=_padded(most), EVEN=all(_is_even(each) for each in (dq, dk, dv)),
+        *ranks, MOST=most, PADDED=padded(most), EVEN=all(_is_even(each) for each in (dq, dk, dv)),
         QUERY=heads.query, KEY=heads.key, HALF=heads.width // 2, BLOCK=block, GROUP=group,
         ROWS=tiles.rows, STAGES=tiles.stages, num_warps=tiles.warps * max(1, block // tiles.columns), maxnreg=tiles.registers,
     )  # fmt: skip
@@ -90,11 +91,6 @@ def _tiles(padded: int, block: int) -> Tiles:
     if padded <= 32:
         return BACKWARD
     return BACKWARD_MANY if block <= BACKWARD_MANY.columns else BACKWARD_WIDE
-
-
-def _padded(rank: int) -> int:
-    """Return how many ranks are multiplied: a power of two, and 16 at least."""
-    return max(16, triton.next_power_of_2(rank))
 
 
 def _chunk(n: int, blocks: int, tiles: Tiles) -> int:
