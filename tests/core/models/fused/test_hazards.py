@@ -54,7 +54,8 @@ def documents(lengths: Sequence[int] = LENGTHS, seed: int = 0) -> list[Encoded]:
 def step(model: PeftModel, batches: Sequence[Batch]) -> tuple[float, Gradients]:
     """Take the gradients of one optimizer step."""
     model.zero_grad()
-    found = LanguageStep(model, CPU, PLAIN)(batches)
+    device = next(model.parameters()).device
+    found = LanguageStep(model, device, PLAIN)(batches)
     return float(found.loss), gradients(model)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -16,14 +17,17 @@ from tests.core.models.fused.test_hazards import documents, step
 from tests.core.models.fused.tiny import (
     POLICIES,
     Gradients,
+    Pair,
     counted,
     error,
     gradients,
-    ids,
     keep,
     learn,
-    pair,
 )
+from tests.core.models.fused.tiny import ids as drawn
+from tests.core.models.fused.tiny import pair as made
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -33,13 +37,34 @@ def _all_is_fused():
         yield
 
 
-@pytest.fixture
-def triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the Triton kernels, in their interpreter if there is no GPU."""
-    round_as_hardware_does(monkeypatch)
+def run_kernels(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("core.kernels.") and hasattr(module, "runs_fused"):
-            monkeypatch.setattr(module, "runs_fused", lambda device: True)
+            monkeypatch.setattr(module, "runs_fused", lambda device: wanted)
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute by the plain definitions until a test asks for the kernels, on a GPU too."""
+    run_kernels(monkeypatch, False)
+
+
+@pytest.fixture
+def triton(monkeypatch: pytest.MonkeyPatch, plain: None) -> None:
+    """Run the Triton kernels, in their interpreter if there is no GPU."""
+    round_as_hardware_does(monkeypatch)
+    run_kernels(monkeypatch, True)
+
+
+def pair(*args: Any, **settings: Any) -> Pair:
+    found = made(*args, **settings)
+    found.theirs.to(DEVICE)
+    found.ours.to(DEVICE)
+    return found
+
+
+def ids(b: int, s: int) -> Tensor:
+    return drawn(b, s).to(DEVICE)
 
 
 @pytest.mark.parametrize("name", ["llama3", "qwen2", "qwen3", "gemma3"])
