@@ -14,6 +14,9 @@ from core.training.head import CHUNK_NUMBERS, find_head, summed_loss
 from core.training.loop import StepLoss
 
 Autocast = Callable[[], AbstractContextManager[object]]
+NEARLY_ALL = 0.99
+"""Share of labelled positions from which on the head multiplies all of them: the others cost less than a gather of the
+rows, and a scatter of their gradients (0.9 ms of 893 on 8B, all but 8 of 16,384 labelled)."""
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> Autocast:
@@ -66,7 +69,7 @@ class NextToken:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the summed cross-entropy of a batch that lies on the CPU; float32, shape []."""
-        places, tokens = (to_device(tensor, self.device) for tensor in targets_of(batch))
+        places, tokens = self._targets(batch)
         inputs: dict[str, Any] = {
             name: to_device(value, self.device) for name, value in inputs_of(batch).items()
         }
@@ -74,13 +77,27 @@ class NextToken:
             inputs |= self._documents(batch)
         if self.head:
             hidden = self.head.backbone(**inputs, use_cache=False).last_hidden_state  # [b, s, e]
-            rows = hidden.flatten(0, 1).index_select(0, places)
-            if self.is_fused and self.head.is_plain:
+            rows = chosen(hidden.flatten(0, 1), places)
+            if self.takes_all:
                 return self.head.fused_loss(rows, tokens)
             return summed_loss(rows, tokens, self.head.logits, self.head.vocabulary, self.most)
         logits = self.model(**inputs, use_cache=False).logits  # [b, s, v]
-        rows = logits.flatten(0, 1).index_select(0, places)
+        rows = chosen(logits.flatten(0, 1), places)
         return summed_loss(rows, tokens, lambda part: part, rows.shape[1], self.most)
+
+    @property
+    def takes_all(self) -> bool:
+        """Tell whether the loss of the fused engine is taken, which passes over positions without a label."""
+        return self.is_fused and self.head is not None and self.head.is_plain
+
+    def _targets(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
+        """Return the positions that are scored, None for all, and the token that follows each."""
+        places, tokens = targets_of(batch)
+        total = batch.labels.numel()
+        if self.takes_all and len(places) >= NEARLY_ALL * total:
+            tokens = torch.full((total,), IGNORE_INDEX).index_copy(0, places, tokens)
+            return None, to_device(tokens, self.device)
+        return to_device(places, self.device), to_device(tokens, self.device)
 
     def _documents(self, batch: Batch) -> dict[str, Any]:
         """Say where documents begin, found on the CPU so that the GPU need not be asked."""
@@ -93,6 +110,11 @@ class NextToken:
         return {
             "cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest,
         }  # fmt: skip
+
+
+def chosen(rows: Tensor, places: Tensor | None) -> Tensor:
+    """Return some rows of [t, e], or all."""
+    return rows if places is None else rows.index_select(0, places)
 
 
 def inputs_of(batch: Batch) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ EXCEPTIONS = {
     "tasks/deploy.py:deploy": "one phase, step by step",
     "core/kernels/glu/fused_thin.py:_glu_gradients": "one loop over tiles that carries every sum",
     "core/kernels/rms_norm/fused_thin.py:_rms_norm_gradients": "one loop over tiles that carries every place and sum",
-    "core/kernels/rope/fused_thin.py:_walk": "one loop over tiles that carries every place and sum",
 }
 
 

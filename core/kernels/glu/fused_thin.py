@@ -22,8 +22,8 @@ class Tiles(NamedTuple):
 
     rows: int
     columns: int
-    chunk: int
-    """Rows that one program goes through at most, tile by tile."""
+    programs: int
+    """What an H200's 132 processors run at once."""
     warps: int
     stages: int
     turned: bool
@@ -32,14 +32,14 @@ class Tiles(NamedTuple):
     """Most of a thread: fewer than the compiler would take, if then one program more runs beside another."""
 
 
-BACKWARD = Tiles(32, 128, 2048, 8, 3, turned=True, registers=128)
+BACKWARD = Tiles(32, 128, 264, 8, 3, turned=True, registers=128)
 """For up to 48 ranks in all, as padded."""
-BACKWARD_MANY = Tiles(32, 64, 2048, 4, 2, turned=False, registers=None)
+BACKWARD_MANY = Tiles(32, 64, 264, 4, 2, turned=False, registers=None)
 """For more ranks: their sums need the registers."""
-BACKWARD_SHARED = Tiles(32, 64, 2048, 4, 3, turned=True, registers=168)
+BACKWARD_SHARED = Tiles(32, 64, 396, 4, 3, turned=True, registers=168)
 """For 49 to 96 ranks if the share is added: three programs run beside one another, and else two."""
-FEWEST = 1024
-"""Programs that keep a GPU busy; with fewer rows chunks are shorter, to have as many."""
+ROUNDS = 3
+"""Times that all processors are filled: more leave more parts of sums, fewer wait longer for the last program."""
 SHORTEST = 256
 """Rows of the shortest chunk: below, reading and writing the parts of the sums costs too much."""
 
@@ -93,8 +93,8 @@ def _tiles(ranks: tuple[int, int, int], has_share: bool) -> Tiles:
 
 
 def _chunk(n: int, blocks: int, tiles: Tiles) -> int:
-    """Return the rows of a program, in whole tiles."""
-    wanted = max(SHORTEST, min(tiles.chunk, n * blocks // FEWEST))
+    """Return the rows of a program, in whole tiles: as many programs as fill the last round too."""
+    wanted = max(SHORTEST, triton.cdiv(n, max(1, ROUNDS * tiles.programs // blocks)))
     return triton.cdiv(min(wanted, max(n, 1)), tiles.rows) * tiles.rows
 
 

@@ -9,7 +9,14 @@ from core.kernels.backend import runs_fused
 from core.kernels.linear_cross_entropy import reference
 from core.kernels.linear_cross_entropy.reference import IGNORED, TILE_NUMBERS, Outcome, Shape
 
-__all__ = ["LinearCrossEntropy", "Outcome", "Shape", "linear_cross_entropy", "summed_linear_cross_entropy"]
+__all__ = [
+    "LinearCrossEntropy",
+    "Outcome",
+    "Shape",
+    "linear_cross_entropy",
+    "scaled",
+    "summed_linear_cross_entropy",
+]
 
 
 def linear_cross_entropy(
@@ -61,6 +68,25 @@ def linear_cross_entropy(
         )
 
 
+def scaled(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Multiply by a number that lies on the GPU, such as one over the tokens of a step, and round once.
+
+    PyTorch would round the number to the gradient's dtype first: up to 0.2 % off, the same way everywhere.
+
+    Args:
+        gradient: [n, e], contiguous; it stays as it is.
+        factor: [] of any float dtype.
+
+    Returns:
+        [n, e] in the gradient's dtype.
+    """
+    if runs_fused(gradient.device) and gradient.dtype != torch.float64:
+        from core.kernels.linear_cross_entropy import fused
+
+        return fused.scaled(gradient, factor)
+    return reference.scaled(gradient, factor)
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """The summed loss for autograd: its gradients were made on the way forward, backward only scales them."""
 
@@ -95,7 +121,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, d_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Scale the gradients; never in place, because a graph that is retained comes back."""
         d_hidden, d_weight = ctx.saved_tensors
-        d_hidden = None if d_hidden is None else d_hidden * d_loss
+        d_hidden = None if d_hidden is None else scaled(d_hidden, d_loss)
         d_weight = None if d_weight is None else (d_weight * d_loss).to(ctx.weight_dtype)
         return d_hidden, d_weight, None, None, None, None, None
 

@@ -10,6 +10,9 @@ import triton.language as tl
 from core.kernels.linear_cross_entropy.reference import Outcome, Shape, tiles
 from core.kernels.products import multiply
 
+SCALED = 4096
+"""Numbers of a gradient that one program scales."""
+
 
 @triton.jit
 def _tanh(x):
@@ -142,6 +145,24 @@ def _losses(
         if whole < classes:
             _spread(line, bias, whole + column, whole + column < classes, target, high, inverse, rest, factor,
                     scale, softcap, capped, scaled)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["count"])
+def _scale(gradient, factor, result, count, numbers: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * numbers + tl.arange(0, numbers)
+    x = tl.load(gradient + place, mask=place < count, other=0.0).to(tl.float32)
+    x *= tl.load(factor).to(tl.float32)
+    tl.store(result + place, x.to(result.dtype.element_ty), mask=place < count)
+
+
+def scaled(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Multiply by a number on the GPU; see `core.kernels.linear_cross_entropy`."""
+    gradient = gradient.contiguous()
+    result = torch.empty_like(gradient)
+    count = gradient.numel()
+    if count:
+        _scale[(triton.cdiv(count, SCALED),)](gradient, factor, result, count, SCALED, num_warps=4)
+    return result
 
 
 def linear_cross_entropy(

@@ -119,3 +119,9 @@ def tiles(rows: int, classes: int, tile_numbers: int) -> list[tuple[int, int]]:
     size = max(1, tile_numbers // classes)
     size = size // 128 * 128 or size
     return [(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def scaled(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Multiply by a number and round once; see `core.kernels.linear_cross_entropy`."""
+    exact = torch.promote_types(gradient.dtype, torch.float32)
+    return (gradient.to(exact) * factor.to(exact)).to(gradient.dtype)

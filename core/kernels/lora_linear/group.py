@@ -23,6 +23,7 @@ from core.kernels.lora_linear.reference import Projection
 from core.kernels.nf4 import Packed, dequantize
 from core.kernels.products import multiply
 
+_OWNER = "_filled_for"
 SPARE = 64
 """Extra rows and columns come in multiples of this, which keeps every row of the matrix on a 128-byte boundary."""
 
@@ -146,9 +147,17 @@ class Group:
         return torch.empty(tokens, self.n + self.spare, dtype=self.shape.dtype, device=self.shape.device)
 
     @torch.no_grad()
-    def fill(self, scratch: Scratch) -> Tensor:
-        """Write weights, biases and adapters into the extended matrix."""
+    def fill(self, scratch: Scratch, owner: int | None = None) -> Tensor:
+        """Write weights, biases and adapters into the extended matrix.
+
+        Args:
+            scratch: Where there is room, for a group without a matrix of its own.
+            owner: Who asks. A group's own matrix that the same one was given last is returned as it is: adapters must
+                not change in between. None has everything written.
+        """
         matrix = self.home if self.home is not None else scratch.matrix(self.shape)
+        if self.home is not None and not _passes_to(self.home, owner):
+            return self.home
         row = 0
         for each in self.projections:
             rows = slice(row, row + each.rows)
@@ -194,22 +203,6 @@ class Group:
     def product(self, matrix: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Compute the outputs from an input whose extra columns are written, into [t, n] of any row stride."""
         return multiply(x, matrix[: self.n].t(), out=out)
-
-    def outputs_apart(self, matrix: Tensor, x: Tensor) -> Tensor:
-        """Compute x [W' (sA)'] in one product: [t, n + R].
-
-        The first n columns are the outputs but for the adapters' share (and without biases), which is what the rank
-        columns after them times ``turned`` gives; whoever reads the outputs next adds it, and x is not read again.
-
-        Args:
-            matrix: From ``fill``.
-            x: [t, k] or wider, any row stride.
-        """
-        return multiply(x[:, : self.k], matrix[:, : self.k].t())
-
-    def turned(self, matrix: Tensor) -> Tensor:
-        """Return the adapters' B', which is not scaled, from the extended matrix: [R, n], contiguous, R the ranks."""
-        return matrix[: self.n, self.k : self.k + self.shape.rank].t().contiguous()
 
     def added_to(self, matrix: Tensor, x: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Compute the outputs from an input without extra columns, added to something before they are rounded.
@@ -316,6 +309,14 @@ class Group:
                 found.append(up[:, column : column + rank].to(b.dtype))
                 row, column = row + rank, column + rank
         return tuple(found)
+
+
+def _passes_to(matrix: Tensor, owner: int | None) -> bool:
+    """Note who is given a matrix; tell whether somebody else was given it last."""
+    # On the tensor itself, so that a new matrix in an old one's memory belongs to nobody.
+    is_another = owner is None or getattr(matrix, _OWNER, None) != owner
+    setattr(matrix, _OWNER, owner)
+    return is_another
 
 
 def at_home(projections: Sequence[Projection], dtype: torch.dtype) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 
-from core.kernels.backend import capability, multiplies_from_shared_memory, runs_fused
+from core.kernels.backend import multiplies_from_shared_memory, runs_fused
 from core.kernels.rms_norm import reference
 from core.kernels.rms_norm.reference import Accumulated, NormGradients
 
@@ -15,7 +15,6 @@ __all__ = [
     "accumulate",
     "accumulate_rms_norm",
     "fits_norm_thin",
-    "fits_share",
     "rms_norm",
     "rms_norm_backward",
     "rms_norm_backward_low",
@@ -64,8 +63,6 @@ def accumulate_rms_norm(
     *,
     offset: float = 0.0,
     out: torch.Tensor | None = None,
-    low: torch.Tensor | None = None,
-    narrow: torch.Tensor | None = None,
 ) -> Accumulated:
     """Add to a residual stream that is more precise than its dtype, and normalise the sum before it is rounded.
 
@@ -84,31 +81,19 @@ def accumulate_rms_norm(
         eps: added to the mean square.
         offset: added to the weight.
         out: where y is written [n, e] in added's dtype; None allocates.
-        low: adapters' inner values [n, >= r], of which low[:, :r] narrow is added too, before anything is rounded;
-            columns beyond r are not read. Cheap where ``fits_share`` says so, right everywhere.
-        narrow: what they are multiplied by [r, e], contiguous; both in added's dtype.
 
     Returns:
         The sum normalised, the sum, what rounding took off it, and the reciprocal root mean squares.
     """
-    if _runs_accumulation(added, narrow):
+    if runs_fused(added.device) and added.dtype != torch.float64:
         from core.kernels.rms_norm import fused
 
-        return fused.accumulate_rms_norm(
-            stream, rest, added, weight, eps, offset=offset, out=out, low=low, narrow=narrow
-        )
-    return reference.accumulate_rms_norm(
-        stream, rest, added, weight, eps, offset=offset, out=out, low=low, narrow=narrow
-    )
+        return fused.accumulate_rms_norm(stream, rest, added, weight, eps, offset=offset, out=out)
+    return reference.accumulate_rms_norm(stream, rest, added, weight, eps, offset=offset, out=out)
 
 
 def accumulate(
-    stream: torch.Tensor,
-    rest: torch.Tensor | None,
-    added: torch.Tensor,
-    *,
-    low: torch.Tensor | None = None,
-    narrow: torch.Tensor | None = None,
+    stream: torch.Tensor, rest: torch.Tensor | None, added: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Add to a residual stream as ``accumulate_rms_norm`` does, where no norm follows.
 
@@ -119,31 +104,11 @@ def accumulate(
         stream: the rounded stream [n, e] in added's dtype; it stays as it is.
         rest: what rounding took off [n, e], int8, overwritten; None for nothing, and in float32 and float64.
         added: what is added [n, e].
-        low: adapters' inner values [n, >= r]; None for no share.
-        narrow: what they are multiplied by [r, e].
 
     Returns:
         The sum [n, e] in added's dtype, a tensor of its own, and what rounding took off it (None in 32 and 64 bits).
     """
-    return reference.accumulate(stream, rest, added, low=low, narrow=narrow)
-
-
-def fits_share(rank: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Tell whether ``accumulate_rms_norm`` adds the share of adapters of this rank cheaply.
-
-    Where the definition runs it does: a product is a product. The kernel, by the count of its instructions, computes for
-    less time than it reads and writes, up to 32 ranks.
-    """
-    if not runs_fused(device) or dtype == torch.float64:
-        return True
-    is_young = capability(device) >= (8, 0)  # Before, a program has too little shared memory for wide rows.
-    return is_young and dtype in (torch.bfloat16, torch.float16) and 1 <= rank <= 32
-
-
-def _runs_accumulation(added: torch.Tensor, narrow: torch.Tensor | None) -> bool:
-    if not runs_fused(added.device) or added.dtype == torch.float64:
-        return False
-    return narrow is None or fits_share(narrow.shape[0], added.dtype, added.device)
+    return reference.accumulate(stream, rest, added)
 
 
 def rms_norm_backward(

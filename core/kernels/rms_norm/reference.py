@@ -61,25 +61,18 @@ def accumulate_rms_norm(
     *,
     offset: float = 0.0,
     out: torch.Tensor | None = None,
-    low: torch.Tensor | None = None,
-    narrow: torch.Tensor | None = None,
 ) -> Accumulated:
-    """Return the norm of the exact sum stream + rest + added (+ low narrow), and the sum in two parts."""
-    total = _total(stream, rest, added, low, narrow)
+    """Return the norm of the exact sum stream + rest + added, and the sum in two parts."""
+    total = exact_stream(stream, rest) + added
     y, rstd = rms_norm(total, weight, eps, offset=offset)
     return Accumulated(_written(y, added.dtype, out), *_divided(total, rest, added.dtype), rstd)
 
 
 def accumulate(
-    stream: torch.Tensor,
-    rest: torch.Tensor | None,
-    added: torch.Tensor,
-    *,
-    low: torch.Tensor | None = None,
-    narrow: torch.Tensor | None = None,
+    stream: torch.Tensor, rest: torch.Tensor | None, added: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the sum stream + rest + added (+ low narrow), rounded, and what rounding took off."""
-    return _divided(_total(stream, rest, added, low, narrow), rest, added.dtype)
+    """Return the sum stream + rest + added, rounded, and what rounding took off."""
+    return _divided(exact_stream(stream, rest) + added, rest, added.dtype)
 
 
 def exact_stream(stream: torch.Tensor, rest: torch.Tensor | None) -> torch.Tensor:
@@ -91,7 +84,9 @@ def exact_stream(stream: torch.Tensor, rest: torch.Tensor | None) -> torch.Tenso
     wide = _widened(stream)
     if rest is None:
         return wide
-    return (wide.view(torch.int32) + (rest.to(torch.int32) << MOVED[stream.dtype])).view(torch.float32)
+    moved = (wide.view(torch.int32) + (rest.to(torch.int32) << MOVED[stream.dtype])).view(torch.float32)
+    # GPUs widen float16's NaN to 31 ones: with more on top it would be a number near zero. bfloat16's end in zeros.
+    return torch.where(wide.isnan(), wide, moved) if stream.dtype == torch.float16 else moved
 
 
 def rms_norm_backward(
@@ -168,20 +163,6 @@ def rms_norm_gradients(
 
 def _thin_product(tall: torch.Tensor, thin: torch.Tensor | None, rank: int) -> torch.Tensor:
     return _widened(tall).t() @ _widened((tall if thin is None else thin)[:, :rank])
-
-
-def _total(
-    stream: torch.Tensor,
-    rest: torch.Tensor | None,
-    added: torch.Tensor,
-    low: torch.Tensor | None,
-    narrow: torch.Tensor | None,
-) -> torch.Tensor:
-    """Return stream + rest + added (+ low narrow) [n, e] in float32 (float64 for float64), a tensor of its own."""
-    total = exact_stream(stream, rest) + added
-    if low is None or narrow is None:
-        return total
-    return total.addmm_(low[:, : narrow.shape[0]].to(total.dtype), narrow.to(total.dtype))
 
 
 def _divided(

@@ -1,25 +1,12 @@
 """Rotary position embedding of queries and keys, with the norm over each head that some models put before it."""
 
-from collections.abc import Iterable
-
 import torch
 
-from core.kernels.backend import multiplies_from_shared_memory, runs_fused
+from core.kernels.backend import runs_fused
 from core.kernels.rope import reference
-from core.kernels.rope.reference import Heads, RopeGradients
+from core.kernels.rope.reference import Heads
 
-__all__ = [
-    "MOST_RANKS",
-    "Heads",
-    "RopeGradients",
-    "fits_rope_thin",
-    "rope",
-    "rope_backward",
-    "rope_gradients",
-]
-
-MOST_RANKS = 64
-"""Ranks of one thin product that its kernel keeps in registers."""
+__all__ = ["Heads", "rope", "rope_backward"]
 
 
 def rope(
@@ -132,79 +119,4 @@ def rope_backward(
     return reference.rope_backward(
         dq, dk, dv, cos, sin, positions, heads,
         raw=raw, q_weight=q_weight, k_weight=k_weight, eps=eps, offset=offset, out=out,
-    )  # fmt: skip
-
-
-def fits_rope_thin(ranks: Iterable[int], dtype: torch.dtype, device: torch.device) -> bool:
-    """Tell whether ``rope_gradients`` saves anything, or ``rope_backward`` and products are to be taken.
-
-    Args:
-        ranks: Of each thin product.
-        dtype: What is computed in.
-        device: Where; without the fused kernels there is nothing to lose.
-    """
-    if not runs_fused(device):
-        return True
-    fits = dtype.itemsize == 2 and max(ranks, default=0) <= MOST_RANKS
-    return fits and multiplies_from_shared_memory(device)
-
-
-def rope_gradients(
-    dq: torch.Tensor,
-    dk: torch.Tensor,
-    dv: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    positions: torch.Tensor,
-    heads: Heads,
-    *,
-    qkv: torch.Tensor,
-    low: torch.Tensor,
-    ranks: tuple[int, int, int],
-    q_weight: torch.Tensor | None = None,
-    k_weight: torch.Tensor | None = None,
-    eps: float = 0.0,
-    offset: float = 0.0,
-    out: torch.Tensor | None = None,
-) -> RopeGradients:
-    """Carry attention's gradients to the projections as ``rope_backward`` does, and to their adapters' B.
-
-    Args:
-        dq: gradient of the rotated queries [b, query, s, width]; token i of the rows is (i // s, i % s). Only the
-            last dimension must be contiguous (so for dk and dv).
-        dk: gradient of the rotated keys [b, key, s, width].
-        dv: gradient of the values [b, key, s, width].
-        cos: cosines [p, width], as in the forward pass.
-        sin: sines [p, width].
-        positions: row of `cos` and `sin` for each token [n].
-        heads: how many heads of which width.
-        qkv: queries | keys | values [n, (query + 2 * key) * width] in dq's dtype, as they are kept: without weights
-            queries and keys rotated, with weights before norm and rotation.
-        low: inner values of the adapters of q | k | v [n, sum(ranks) or more] in dq's dtype; columns beyond the ranks
-            are not read.
-        ranks: of those; each may be 0.
-        q_weight: scale of the norm over query heads [width]; both weights or neither.
-        k_weight: scale for the key heads [width].
-        eps: added to the norms' mean square.
-        offset: added to both weights.
-        out: where the gradient is written; None allocates. It lies over nothing that is read: the inputs stay, for
-            another walk of the graph. `low` may lie beside it in the same rows.
-
-    Returns:
-        The gradients. Those of B are products of the rounded gradient, summed in float32 (float64 for float64). The
-        product with z, what was projected, is of numbers before rounding; z is taken with the projections' biases.
-
-    Raises:
-        ValueError: if only one of the two weights is given.
-    """
-    if (q_weight is None) != (k_weight is None):
-        raise ValueError("the norms over query and key heads need both weights or neither")
-    op = reference.rope_gradients
-    if runs_fused(dq.device) and fits_rope_thin(ranks, dq.dtype, dq.device):
-        from core.kernels.rope import fused_thin
-
-        op = fused_thin.rope_gradients
-    return op(
-        dq, dk, dv, cos, sin, positions, heads,
-        qkv=qkv, low=low, ranks=ranks, q_weight=q_weight, k_weight=k_weight, eps=eps, offset=offset, out=out,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """The rotary embedding in Triton: a program turns a stretch of consecutive heads, normalising them on the way."""
 
 # Kernels are a species of their own: Triton types the arguments, constants are written in capitals.
-# ruff: noqa: ANN001, ANN201, ANN202, N803
+# ruff: noqa: ANN001, ANN202, N803
 
 import functools
 
@@ -69,14 +69,14 @@ def rope_backward(
     programs = -(-n * heads.query // rows) + 2 * -(-n * heads.key // rows)
     _rope_backward[(programs,)](
         dq, dk, dv, out, cos, sin, positions, raw, q_weight, k_weight,
-        *strides(dq), *strides(dk), *strides(dv),
+        *_strides(dq), *_strides(dk), *_strides(dv),
         out.stride(0), cos.stride(0), sin.stride(0), 0 if raw is None else raw.stride(0), n, length, eps, offset,
         QUERY=heads.query, KEY=heads.key, HALF=heads.width // 2, ROWS=rows, BLOCK=block, num_warps=WARPS,
     )  # fmt: skip
     return out
 
 
-def strides(x: torch.Tensor) -> tuple[int, int, int]:
+def _strides(x: torch.Tensor) -> tuple[int, int, int]:
     """Return the strides of [b, heads, s, width] but for the last.
 
     A dimension of one element may claim any stride, and an odd one would forbid 128-bit loads.
@@ -97,7 +97,7 @@ def _tile(width: int) -> tuple[int, int]:
 
 
 @triton.jit
-def halves(start, column, real, HALF: tl.constexpr):
+def _halves(start, column, real, HALF: tl.constexpr):
     """Load the halves of heads in float32."""
     first = tl.load(start + column, mask=real, other=0.0).to(tl.float32)
     second = tl.load(start + column + HALF, mask=real, other=0.0).to(tl.float32)
@@ -105,14 +105,14 @@ def halves(start, column, real, HALF: tl.constexpr):
 
 
 @triton.jit
-def store_halves(start, column, first, second, real, HALF: tl.constexpr):
+def _store_halves(start, column, first, second, real, HALF: tl.constexpr):
     """Store the halves of heads."""
     tl.store(start + column, first.to(start.dtype.element_ty), mask=real)
     tl.store(start + column + HALF, second.to(start.dtype.element_ty), mask=real)
 
 
 @triton.jit
-def angles(cos, sin, positions, token, column, turned, turns, cos_stride, sin_stride):
+def _angles(cos, sin, positions, token, column, turned, turns, cos_stride, sin_stride):
     """Return cosines and sines [ROWS, BLOCK]; the tables' second halves repeat the first and stay unread."""
     position = tl.load(positions + token, mask=turns, other=0).to(tl.int64)[:, None]
     c = tl.load(cos + position * cos_stride + column, mask=turned, other=0.0).to(tl.float32)
@@ -123,7 +123,7 @@ def angles(cos, sin, positions, token, column, turned, turns, cos_stride, sin_st
 @triton.jit
 def _scales(q_weight, k_weight, head, column, turned, offset, QUERY: tl.constexpr, HALF: tl.constexpr):
     weight = tl.where(head < QUERY, q_weight, k_weight)[:, None]
-    first, second = halves(weight, column, turned, HALF)
+    first, second = _halves(weight, column, turned, HALF)
     return first + offset, second + offset
 
 
@@ -147,15 +147,15 @@ def _rope_forward(
     real = there[:, None] & (column < HALF)
     start = (head * (2 * HALF))[:, None]
     line = token.to(tl.int64)[:, None]
-    first, second = halves(qkv + line * qkv_stride + start, column, real, HALF)
-    c, s = angles(cos, sin, positions, token, column, real, there, cos_stride, sin_stride)
+    first, second = _halves(qkv + line * qkv_stride + start, column, real, HALF)
+    c, s = _angles(cos, sin, positions, token, column, real, there, cos_stride, sin_stride)
     if q_weight is not None:
         first_scale, second_scale = _scales(q_weight, k_weight, head, column, real, offset, QUERY, HALF)
         reciprocal = _reciprocal(first, second, eps, HALF)
         first *= reciprocal * first_scale
         second *= reciprocal * second_scale
     target = out + line * out_stride + start
-    store_halves(target, column, first * c - second * s, second * c + first * s, real, HALF)
+    _store_halves(target, column, first * c - second * s, second * c + first * s, real, HALF)
 
 
 @triton.jit(do_not_specialize=["n", "length"])
@@ -187,7 +187,7 @@ def _rope_backward(
         first = tl.load(source + column, mask=real, other=0.0)
         second = tl.load(source + column + HALF, mask=real, other=0.0)
         target = out + (token.to(tl.int64) * out_stride + (QUERY + KEY + head) * (2 * HALF))[:, None]
-        store_halves(target, column, first, second, real, HALF)
+        _store_halves(target, column, first, second, real, HALF)
 
 
 @triton.jit
@@ -208,12 +208,12 @@ def _turn_back(
     there = token < n
     real = there[:, None] & (column < HALF)
     dy = _upstream(upstream, of_batch, of_head, of_token, token, head, length)
-    first, second = halves(dy, column, real, HALF)
+    first, second = _halves(dy, column, real, HALF)
     line, place = token.to(tl.int64)[:, None], ((BEFORE + head) * (2 * HALF))[:, None]
     if weight is not None:
-        first_raw, second_raw = halves(raw + line * raw_stride + place, column, real, HALF)
-        first_scale, second_scale = halves(weight + place * 0, column, real, HALF)
-    c, s = angles(cos, sin, positions, token, column, real, there, cos_stride, sin_stride)
+        first_raw, second_raw = _halves(raw + line * raw_stride + place, column, real, HALF)
+        first_scale, second_scale = _halves(weight + place * 0, column, real, HALF)
+    c, s = _angles(cos, sin, positions, token, column, real, there, cos_stride, sin_stride)
     first_result = first * c + second * s
     second_result = second * c - first * s
     if weight is not None:
@@ -225,4 +225,4 @@ def _turn_back(
         mean = tl.sum(first_result * first_raw + second_result * second_raw, axis=1)[:, None] / (2 * HALF)
         first_result = reciprocal * (first_result - first_raw * mean)
         second_result = reciprocal * (second_result - second_raw * mean)
-    store_halves(out + line * out_stride + place, column, first_result, second_result, real, HALF)
+    _store_halves(out + line * out_stride + place, column, first_result, second_result, real, HALF)

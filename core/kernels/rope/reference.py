@@ -13,21 +13,6 @@ class Heads(NamedTuple):
     width: int
 
 
-class RopeGradients(NamedTuple):
-    """What the backward pass makes of rotated projections; sums in float32 (float64 for float64)."""
-
-    qkv: torch.Tensor
-    """Gradient of the projected queries | keys | values [n, (query + 2 * key) * width]."""
-    b_q: torch.Tensor
-    """Gradient of B of the queries' adapters, before any scaling [query * width, rank_q]."""
-    b_k: torch.Tensor
-    """Of the keys' [key * width, rank_k]."""
-    b_v: torch.Tensor
-    """Of the values' [key * width, rank_v]."""
-    dot: torch.Tensor
-    """Sum over each row of the gradient times what was projected [n], the gradient not rounded yet."""
-
-
 def rope(
     qkv: torch.Tensor,
     cos: torch.Tensor,
@@ -77,40 +62,6 @@ def rope_backward(
         dx = _norm_backward(dx * (offset + _head_weights(q_weight, k_weight, heads, dx.dtype)), x, eps)
     gradient = torch.cat((dx, _by_token(dv).to(dx.dtype)), dim=1).flatten(1)
     return gradient.to(dq.dtype) if out is None else out.copy_(gradient)
-
-
-def rope_gradients(
-    dq: torch.Tensor,
-    dk: torch.Tensor,
-    dv: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    positions: torch.Tensor,
-    heads: Heads,
-    *,
-    qkv: torch.Tensor,
-    low: torch.Tensor,
-    ranks: tuple[int, int, int],
-    q_weight: torch.Tensor | None = None,
-    k_weight: torch.Tensor | None = None,
-    eps: float = 0.0,
-    offset: float = 0.0,
-    out: torch.Tensor | None = None,
-) -> RopeGradients:
-    """Return the gradient as ``rope_backward`` does, its products with inner values, and its product with z."""
-    dq_wide, dk_wide, dv_wide = (_widened(each) for each in (dq, dk, dv))
-    exact = rope_backward(
-        dq_wide, dk_wide, dv_wide, cos, sin, positions, heads,
-        raw=qkv, q_weight=q_weight, k_weight=k_weight, eps=eps, offset=offset,
-    )  # fmt: skip
-    # A rotation's gradient is its adjoint: <R' dq, x> = <dq, R x>, and R x is what is kept.
-    upstream = torch.cat([_by_token(each).flatten(1) for each in (dq_wide, dk_wide, dv_wide)], dim=1)
-    dot = ((upstream if q_weight is None else exact) * _widened(qkv)).sum(dim=1)
-    gradient = exact.to(dq.dtype) if out is None else out.copy_(exact)
-    outputs = [count * heads.width for count in (heads.query, heads.key, heads.key)]
-    columns, inner = gradient.split(outputs, dim=1), low[:, : sum(ranks)].split(list(ranks), dim=1)
-    b_q, b_k, b_v = (_widened(dz).t() @ _widened(u) for dz, u in zip(columns, inner, strict=True))
-    return RopeGradients(gradient, b_q, b_k, b_v, dot)
 
 
 def _norm_backward(inner: torch.Tensor, x: torch.Tensor, eps: float) -> torch.Tensor:

@@ -1,16 +1,15 @@
 """A layer's backward pass through attention."""
 
-import torch
 from torch import Tensor
 
 from core.kernels.rms_norm import rms_norm_backward
-from core.kernels.rope import RopeGradients, rope_backward, rope_gradients
-from core.models.fused.gradients import gradients_below, kept_small, norm_gradients, sublayer_gradient
+from core.kernels.rope import rope_backward
+from core.models.fused.gradients import gradients_below, kept_small, sublayer_gradient
 from core.models.fused.mlp_backward import Back
 from core.models.fused.passes import Pass
 from core.models.fused.recalled import Recalled
 from core.models.fused.sites import Norm
-from core.models.fused.sublayers import flat, of_narrow
+from core.models.fused.sublayers import flat
 
 Upstream = tuple[Tensor, Tensor, Tensor]
 """Gradients of queries [b, h, s, d], keys and values [b, g, s, d]."""
@@ -26,7 +25,7 @@ def attention_backward(
     if site.after_attention is not None:
         d_added = site.o.gradients(d_residual.shape[0])
         sublayer_gradient(run, recalled, site.after_attention, "attention_out", d_residual, d_added[:, :e])
-    matrix = site.o.fill(run.scratch)
+    matrix = run.filled(site.o)
     site.o.widen_gradient(matrix, d_added)
     o = flat(done)
     d_o = site.o.input_gradient(matrix, d_added)
@@ -39,14 +38,9 @@ def attention_backward(
     upstream = kernel.backward(d_o, q, k, v, done, site.scale, site.window, run.documents)
     del d_o, done, o, q, k, v
     recalled.parts = recalled.done = None
-    if site.turns_thin:
-        found = turned_back_thin(run, recalled, parts.qkv, upstream)
-        del upstream, parts
-        dx, of_qkv = through_qkv_thin(run, recalled, found, d_residual, needs_x)
-    else:
-        d_qkv = turned_back(run, recalled, parts.qkv, upstream)
-        del upstream, parts
-        dx, of_qkv = through_qkv(run, recalled, d_qkv, d_residual, needs_x)
+    d_qkv = turned_back(run, recalled, parts.qkv, upstream)
+    del upstream, parts
+    dx, of_qkv = through_qkv(run, recalled, d_qkv, d_residual, needs_x)
     return dx, (*of_qkv, *of_o)
 
 
@@ -72,21 +66,10 @@ def turned_back(run: Pass, recalled: Recalled, qkv: Tensor, upstream: Upstream) 
     return d_qkv
 
 
-def turned_back_thin(run: Pass, recalled: Recalled, qkv: Tensor, upstream: Upstream) -> RopeGradients:
-    """Do the same by the kernel that forms the gradients of B on the way."""
-    site, (cos, sin) = recalled.site, run.angles[recalled.site.rope]
-    q_weight, k_weight, eps, offset = scales_of(site.head_norms)
-    of_q, of_k, of_v = site.qkv.ranks
-    return rope_gradients(
-        *upstream, cos, sin, run.positions, site.heads, qkv=qkv, low=kept_small(run, recalled.index, "low_qkv"),
-        ranks=(of_q, of_k, of_v), q_weight=q_weight, k_weight=k_weight, eps=eps, offset=offset,
-    )  # fmt: skip
-
-
 def through_qkv(
     run: Pass, recalled: Recalled, d_qkv: Tensor, d_residual: Tensor, needs_x: bool
 ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-    """Walk back through the projection and its norm by products that read the gradient three times.
+    """Walk back through the projection and its norm.
 
     Args:
         run: The pass.
@@ -99,7 +82,7 @@ def through_qkv(
         It [t, e], and the gradients of the adapters.
     """
     site, index, e = recalled.site, recalled.index, recalled.site.hidden
-    matrix, x, norm = site.qkv.fill(run.scratch), recalled.x(), site.before_attention
+    matrix, x, norm = run.filled(site.qkv), recalled.x(), site.before_attention
     rstd = kept_small(run, index, "rstd_attention")
     site.qkv.widen_gradient(matrix, d_qkv)
     of_qkv = gradients_below(run, index, "low_qkv", site.qkv, d_qkv, norm, x, rstd)
@@ -108,24 +91,6 @@ def through_qkv(
     dx = site.qkv.input_gradient(matrix, d_qkv, out=run.hand_on(index - 1, d_residual))
     rms_norm_backward(dx, x, norm.weight, rstd, offset=norm.offset, add=d_residual[:, :e], out=dx)
     return dx, of_qkv
-
-
-def through_qkv_thin(
-    run: Pass, recalled: Recalled, found: RopeGradients, d_residual: Tensor, needs_x: bool
-) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-    """Do the same by one product; the norm's kernel forms the gradients of A."""
-    site, index, group, e = recalled.site, recalled.index, recalled.site.qkv, recalled.site.hidden
-    matrix, x, norm, rank = group.fill(run.scratch), recalled.x(), site.before_attention, group.shape.rank
-    rstd, ups = kept_small(run, index, "rstd_attention"), [found.b_q, found.b_k, found.b_v]
-    if not needs_x:
-        d_low = torch.mm(found.qkv, matrix[: group.n, e : e + rank])
-        return None, group.dealt_out(of_narrow(d_low, norm, x, rstd), ups)
-    wide = group.gradients_apart(matrix, found.qkv)
-    passed = norm_gradients(
-        norm, rank, rstd, x, wide, found.dot, group.narrow(matrix), d_residual[:, :e],
-        run.hand_on(index - 1, d_residual),
-    )  # fmt: skip
-    return passed.x, group.dealt_out(passed.a, ups)
 
 
 def scales_of(norms: tuple[Norm, Norm] | None) -> tuple[Tensor | None, Tensor | None, float, float]:

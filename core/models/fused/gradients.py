@@ -109,12 +109,12 @@ def again(run: Pass, recalled: Recalled, name: str) -> Tensor:
     site = recalled.site
     if name == "attention_out":
         _, done = recalled.attention()
-        matrix = site.o.fill(run.scratch)
+        matrix = run.filled(site.o)
         return site.o.added_to(matrix, flat(done), None)[0]
-    matrix = site.gate_up.fill(run.scratch)
+    matrix = run.filled(site.gate_up)
     wide, _ = normed(site.before_mlp, recalled.residual(), site.gate_up)
     gate_up = site.gate_up.forward(matrix, wide)
-    return site.down.added_to(site.down.fill(run.scratch), glu(gate_up, site.activation), None)[0]
+    return site.down.added_to(run.filled(site.down), glu(gate_up, site.activation), None)[0]
 
 
 def kept_small(run: Pass, index: int, name: str) -> Tensor:

@@ -67,28 +67,60 @@ def search(options: list[Options], device: int, host: int) -> list[Option]:
         price = (low * high) ** 0.5 if low else high / 16
         over = in_host(_filled(options, device, [price] * layers)) > host
         low, high = (price, high) if over else (low, price)
-    starts = []
-    for few, rest in ((low, high), (high, low)):
-        mixed = [_filled(options, device, [few] * n + [rest] * (layers - n)) for n in range(layers + 1)]
-        starts.append(min((each for each in mixed if in_host(each) <= host), key=_score))
+    starts = [_mixed(options, device, host, low, high, is_first) for is_first in (True, False)]
     return min((_exchanged(start, options, device, host) for start in starts), key=_score)
+
+
+def _mixed(
+    options: list[Options], device: int, host: int, low: float, high: float, is_first: bool
+) -> list[Option]:
+    """Let as many layers pay the lower price for main memory as fit, the first ones or the last ones.
+
+    Args:
+        options: By layer.
+        device: Bytes there are on the GPU.
+        host: Bytes there are in main memory.
+        low: At this price of all layers it is overfilled.
+        high: At this price it is not.
+        is_first: The first layers pay the lower price.
+    """
+    few, many = 0, len(options)
+    best = _filled(options, device, [high] * many)
+    while many - few > 1:
+        middle = (few + many) // 2
+        prices = [low] * middle + [high] * (len(options) - middle)
+        tried = _filled(options, device, prices if is_first else prices[::-1])
+        if in_host(tried) <= host:
+            few, best = middle, min(best, tried, key=_score)
+        else:
+            many = middle
+    return best
 
 
 def _filled(options: list[Options], device: int, prices: list[float]) -> list[Option]:
     """Fill the GPU's room by milliseconds per byte; a layer pays its price, in ms per byte, for main memory."""
-    hulls = {each: _hull(*each) for each in set(zip(options, prices, strict=True))}
+    # Equal layers share one tuple; to hash the tuple itself for every layer takes longer than all the rest.
+    stairs: dict[tuple[int, float], list[tuple[float, Option, Option]]] = {}
     chosen, steps = [], []
     for layer, (each, price) in enumerate(zip(options, prices, strict=True)):
-        hull = hulls[each, price]
-        chosen.append(hull[0])
-        for before, after in itertools.pairwise(hull):
-            steps.append((_slope(before, after, price), layer, before, after))
+        key = id(each), price
+        if key not in stairs:
+            stairs[key] = _stair(each, price)
+        chosen.append(stairs[key][0][2])
+        steps += [(slope, layer, before, after) for slope, before, after in stairs[key][1:]]
     left = device - on_device(chosen)
     for _, layer, before, after in sorted(steps, key=lambda step: step[:2]):
         if chosen[layer] is before and after.device - before.device <= left:
             left -= after.device - before.device
             chosen[layer] = after
     return chosen
+
+
+def _stair(options: Options, price: float) -> list[tuple[float, Option, Option]]:
+    """Return the steps of a layer's hull by slope, from what to what; the first one is where it begins."""
+    hull = _hull(options, price)
+    steps = [(_slope(*pair, price), *pair) for pair in itertools.pairwise(hull)]
+    return [(0.0, hull[0], hull[0]), *steps]
 
 
 def _hull(options: Options, price: float) -> list[Option]:
@@ -122,9 +154,9 @@ def _exchanged(chosen: list[Option], options: list[Options], device: int, host: 
 
 def _best_exchange(chosen: list[Option], options: list[Options], free: tuple[int, int]) -> list[_Move]:
     """Find the changes of one or two layers that save the most; equal layers are looked at once."""
-    alike: dict[tuple[Options, Option], list[int]] = {}
+    alike: dict[tuple[int, Option], list[int]] = {}
     for layer, (option, each) in enumerate(zip(chosen, options, strict=True)):
-        alike.setdefault((each, option), []).append(layer)
+        alike.setdefault((id(each), option), []).append(layer)
     layers = [layer for group in alike.values() for layer in group[:2]]
     moves = [_move(layer, chosen[layer], each) for layer in layers for each in options[layer]]
     moves.sort(key=lambda move: move.score)
@@ -132,12 +164,16 @@ def _best_exchange(chosen: list[Option], options: list[Options], free: tuple[int
     for number, one in enumerate(moves):
         if one.score < least and one.device <= free[0] and one.host <= free[1]:
             best, least = [one], one.score
+        device, host, most = free[0] - one.device, free[1] - one.host, least - one.score
         for other in moves[number + 1 :]:
-            if one.score + other.score >= least:
+            # Unpacked: tens of thousands of pairs are looked at.
+            layer, _, more_device, more_host, score = other
+            if score >= most:
                 break
-            fits = one.device + other.device <= free[0] and one.host + other.host <= free[1]
-            if fits and one.layer != other.layer:
-                best, least = [one, other], one.score + other.score
+            if more_device <= device and more_host <= host and layer != one.layer:
+                # The others are no better.
+                best, least = [one, other], one.score + score
+                break
     return best
 
 

@@ -18,7 +18,6 @@ from torch.autograd.function import once_differentiable
 from core.models.fused.backward import backward
 from core.models.fused.passes import Pass
 from core.models.fused.policy import Place
-from core.models.fused.stream import Added
 from core.models.fused.sublayers import (
     attend,
     flat,
@@ -79,20 +78,20 @@ def forward(run: Pass, index: int, x: Tensor, keeps: bool) -> Tensor:
     qkv, low_qkv = project(run, site, wide)
     parts = split(run, site, qkv)
     done = attend(run, site, parts)
-    added, low_o = lead_back(run, site.o, site.after_attention, flat(done))
+    added, low_o = lead_back(run, site.o, flat(done))
     residual, wide, rstd_mlp = stream.add(
         normed_after(site.after_attention, added), site.before_mlp, site.gate_up
     )
-    attention_out = added.values if site.after_attention is not None else None
+    attention_out = added if site.after_attention is not None else None
     del added
-    matrix = site.gate_up.fill(run.scratch)
+    matrix = run.filled(site.gate_up)
     gate_up = site.gate_up.gradients(tokens)
     site.gate_up.forward_into(matrix, wide, gate_up[:, : 2 * site.inner])
     low_up = wide[:, site.hidden :].contiguous() if site.gate_up.spare else None
     del wide
     is_kept = keeps and run.policies[index].gate_up is Place.DEVICE
     h = hidden_values(site, gate_up, over=not is_kept)
-    mlp, low_down = lead_back(run, site.down, site.after_mlp, h)
+    mlp, low_down = lead_back(run, site.down, h)
     del h
     if not is_kept:
         del gate_up
@@ -118,13 +117,13 @@ def forward(run: Pass, index: int, x: Tensor, keeps: bool) -> Tensor:
         if attention_out is not None:
             items += [
                 ("attention_out", attention_out, policy.attention_out),
-                ("mlp_out", mlp.values, policy.mlp_out),
+                ("mlp_out", mlp, policy.mlp_out),
             ]
         run.store.keep(index, items)
     return y
 
 
-def leave(run: Pass, index: int, added: Added) -> Tensor:
+def leave(run: Pass, index: int, added: Tensor) -> Tensor:
     """Add the MLP's output and normalise the sum for what comes next; return the rounded sum [t, e]."""
     following = run.sites.get(index + 1)
     if following is not None:

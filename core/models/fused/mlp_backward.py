@@ -34,7 +34,7 @@ class Back(NamedTuple):
 def mlp_backward(run: Pass, recalled: Recalled, dy: Tensor) -> Back:
     """Walk back through the MLP."""
     site, index, tokens = recalled.site, recalled.index, dy.shape[0]
-    residual, matrix = recalled.residual(), site.gate_up.fill(run.scratch)
+    residual, matrix = recalled.residual(), run.filled(site.gate_up)
     gate_up = run.store.take(index, "gate_up")
     if gate_up is None:
         wide, _ = normed(site.before_mlp, residual, site.gate_up)
@@ -63,7 +63,7 @@ def through_gate(run: Pass, recalled: Recalled, gate_up: Tensor, dy: Tensor) -> 
         The gradients of the down projection's adapters.
     """
     site, down, halves = recalled.site, recalled.site.down, gate_up[:, : 2 * recalled.site.inner]
-    back, d_out = down.fill(run.scratch), run.handed_to(recalled.index, dy)
+    back, d_out = run.filled(down), run.handed_to(recalled.index, dy)
     if d_out is None:
         d_out = down.gradients(dy.shape[0])
         sublayer_gradient(run, recalled, site.after_mlp, "mlp_out", dy, d_out[:, : site.hidden])
@@ -93,7 +93,7 @@ def through_gate_thin(
     if site.after_mlp is not None:
         d_out = dy.new_empty(dy.shape)
         sublayer_gradient(run, recalled, site.after_mlp, "mlp_out", dy, d_out)
-    back = down.fill(run.scratch)
+    back = run.filled(down)
     wide = down.gradients_apart(back, d_out)
     found = glu_gradients(
         wide[:, :f], gate_up[:, : 2 * f], site.activation, low=kept_small(run, index, "low_up"),

@@ -1,15 +1,18 @@
 """What the layers share while a batch runs through them and back."""
 
+import itertools
 from typing import NamedTuple
 
 from torch import Tensor
 
 from core.kernels.attention import Chooser, Documents
-from core.kernels.lora_linear import Scratch
+from core.kernels.lora_linear import Group, Scratch
 from core.models.fused.policy import Policy
 from core.models.fused.sites import Norm, Site
 from core.models.fused.store import Store
 from core.models.fused.stream import Stream
+
+_NUMBERS = itertools.count(1)
 
 
 class Angles(NamedTuple):
@@ -50,10 +53,16 @@ class Pass:
         self.policies: dict[int, Policy] = {}
         self.handed: dict[int, Tensor] = {}
         self.stream = Stream()
+        self.number = next(_NUMBERS)
+        """No other pass has it."""
         self.last: Norm | None = None
         """The norm after the last layer, if it is one of the known ones."""
         self.depth = 0
         """Layers of the model."""
+
+    def filled(self, group: Group) -> Tensor:
+        """Return a group's extended matrix; what the forward pass wrote and nobody else since, is not written again."""
+        return group.fill(self.scratch, self.number)
 
     def hand_on(self, index: int, like: Tensor) -> Tensor:
         """Make room for the gradient that a layer will be given, with the extra columns it will want: [t, e].

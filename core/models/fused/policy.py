@@ -9,6 +9,7 @@ Shapes are counted per token; w bytes a number, e width, q = h d query columns, 
 
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -26,11 +27,13 @@ from core.models.fused.costs import (
     rates_of,
     recompute_costs,
 )
+from core.models.fused.expanding import fitting, least, unpack_ms
 from core.models.fused.knapsack import Option, Options, in_host, on_device, search, undominated
 
 __all__ = [
-    "FULL", "H200", "LEAST", "LayerShape", "Place", "Plan", "Policy", "Rates", "choose_micro_batch", "divisors",
-    "floor_bytes", "forward_ms", "micro_batch_ms", "plan", "plan_layers", "rates_of", "recompute_costs",
+    "FULL", "H200", "LEAST", "Held", "LayerShape", "Place", "Plan", "Policy", "Rates", "choose_micro_batch",
+    "divisors", "floor_bytes", "forward_ms", "micro_batch_ms", "plan", "plan_layers", "plan_with_expansions",
+    "rates_of", "recompute_costs",
 ]  # fmt: skip
 
 R, H, D = Place.RECOMPUTE, Place.HOST, Place.DEVICE
@@ -62,8 +65,32 @@ class Plan(NamedTuple):
 
     @property
     def extra_ms(self) -> float:
-        """What this plan costs beyond keeping everything on the GPU."""
+        """What this plan costs beyond keeping everything on the GPU, but for ``copies_ms``."""
         return self.recompute_ms + self.stall_ms
+
+    def copies_ms(self, rates: Rates) -> float:
+        """Return what hidden copies take too: the GPU's own memory is read and written once for each byte."""
+        return 2e3 * self.host_bytes / rates.memory
+
+
+class Held(NamedTuple):
+    """What a micro-batch holds on the GPU: a plan, and beside it 4-bit weights that stay expanded."""
+
+    plan: Plan
+    expanded: int
+    """Layers, the first ones, whose weights stay expanded."""
+    expanded_bytes: int
+    unpack_ms: float
+    """Expanding the other layers' weights in each pass."""
+
+    @property
+    def device_bytes(self) -> int:
+        """What both take on the GPU."""
+        return self.plan.device_bytes + self.expanded_bytes
+
+    def cost_ms(self, rates: Rates) -> float:
+        """Return what a micro-batch loses to the room there is: the plan, its copies, and weights expanded again."""
+        return self.plan.extra_ms + self.plan.copies_ms(rates) + self.unpack_ms
 
 
 def plan(
@@ -212,6 +239,44 @@ def _sent(policy: Policy, shape: LayerShape) -> int:
     return sum(size for size, where in zip(shape.item_bytes, policy, strict=True) if where is H)
 
 
+def plan_with_expansions(
+    shapes: tuple[LayerShape, ...],
+    expansions: tuple[int, ...],
+    tokens: int,
+    longest: int,
+    device_bytes: int,
+    host_bytes: int,
+    rates: Rates = H200,
+) -> Held:
+    """Choose what to keep where, and how many layers' 4-bit weights stay expanded, in one room.
+
+    Makes about 16 plans; see ``plan_layers``.
+
+    Args:
+        shapes: The layers, first to last.
+        expansions: Bytes by layer of its expanded 4-bit weights, 0 for weights of 16 bits; () expands none.
+        tokens: Tokens of a micro-batch.
+        longest: Tokens of its longest document.
+        device_bytes: Room on the GPU for kept tensors and expanded weights; may be 0.
+        host_bytes: Room in pinned main memory; may be 0.
+        rates: How fast the GPU is.
+    """
+    stops = fitting(expansions, device_bytes)
+    each_ms = [unpack_ms(*pair, rates) for pair in zip(shapes, expansions, strict=False)]
+
+    def held(place: int) -> Held:
+        stop = stops[place]
+        taken = sum(expansions[:stop])
+        made = plan_layers(shapes, tokens, longest, device_bytes - taken, host_bytes, rates)
+        return Held(made, stop, taken, sum(each_ms[stop:]))
+
+    def cost(place: int) -> float:
+        one = held(place)
+        return one.cost_ms(rates) if not place or one.device_bytes <= device_bytes else math.inf
+
+    return held(least(cost, len(stops) - 1))
+
+
 # What a micro-batch needs and takes
 
 BACKWARD = 2.5 * 567 / 413
@@ -220,8 +285,6 @@ RAMP = 256
 """Tokens that a product of few rows loses: the last wave of tiles is rarely full."""
 LAUNCH_MS = 0.35
 """Host time of a layer's launches, both passes; a layer takes no less."""
-UNPACK_BYTES = 2.6
-"""Bytes read and written to expand a 4-bit weight."""
 
 
 def micro_batch_ms(
@@ -241,14 +304,21 @@ def micro_batch_ms(
         longest: Tokens of its longest document.
         kept: The plan for it.
         rates: How fast the GPU is.
-        is_packed: The weights are held in 4 bits and expanded once in each pass.
+        is_packed: All weights are held in 4 bits and expanded once in each pass.
     """
-    total = kept.extra_ms
+    unpacking = (
+        sum(unpack_ms(each, each.width * each.weights, rates) for each in shapes) if is_packed else 0.0
+    )
+    return _passes_ms(shapes, tokens, longest, rates) + kept.extra_ms + kept.copies_ms(rates) + unpacking
+
+
+def _passes_ms(shapes: tuple[LayerShape, ...], tokens: int, longest: int, rates: Rates) -> float:
+    """Predict both passes where everything is kept and nothing has to be expanded."""
+    total = 0.0
     for shape in shapes:
         products = 2e3 * 2 * (tokens + RAMP) * shape.weights / rates.products
         attention = (1 + BACKWARD) * attention_ms(shape, tokens, longest, rates)
-        unpacked = 2e3 * UNPACK_BYTES * shape.weights / rates.memory if is_packed else 0.0
-        total += max(products + attention + unpacked, LAUNCH_MS)
+        total += max(products + attention, LAUNCH_MS)
     return total
 
 
@@ -263,6 +333,7 @@ def choose_micro_batch(
     rates: Rates = H200,
     *,
     is_packed: bool = False,
+    expansions: tuple[int, ...] = (),
     vocabulary: int = 0,
 ) -> int:
     """Choose the rows of a micro-batch that take an optimizer step through the layers soonest.
@@ -278,7 +349,8 @@ def choose_micro_batch(
         free_bytes: Room on the GPU for a layer's work or the head's, and what is kept.
         host_bytes: Room in pinned main memory.
         rates: How fast the GPU is.
-        is_packed: The weights are held in 4 bits.
+        is_packed: The weights are held in 4 bits, and none stay expanded.
+        expansions: Instead, bytes by layer of 4-bit weights that may stay expanded; see ``plan_with_expansions``.
         vocabulary: Classes of the head; 0 leaves it out.
 
     Returns:
@@ -289,9 +361,10 @@ def choose_micro_batch(
     for size in sizes:
         tokens = size * window
         room = free_bytes - max(peak_bytes(shape, tokens, vocabulary) for shape in set(shapes))
-        kept = plan_layers(shapes, tokens, window, max(0, room), host_bytes, rates)
-        if room >= kept.device_bytes:
-            one = micro_batch_ms(shapes, tokens, window, kept, rates, is_packed=is_packed)
+        held = plan_with_expansions(shapes, expansions, tokens, window, max(0, room), host_bytes, rates)
+        if room >= held.device_bytes:
+            again = is_packed and not expansions
+            one = micro_batch_ms(shapes, tokens, window, held.plan, rates, is_packed=again) + held.unpack_ms
             times[size] = one * -(-rows // size)
     if not times:
         return sizes[0]

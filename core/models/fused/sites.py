@@ -11,7 +11,7 @@ from core.kernels.glu import Activation, fits_thin
 from core.kernels.lora_linear import Adapter, Group, Projection
 from core.kernels.lora_linear.group import at_home
 from core.kernels.nf4 import Packed
-from core.kernels.rope import Heads, fits_rope_thin
+from core.kernels.rope import Heads
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu": "gelu",
@@ -81,16 +81,6 @@ class Site(NamedTuple):
         up = self.gate_up
         ranks, shape = (*up.ranks, *self.down.ranks), up.shape
         return bool(up.spare) and not shape.has_bias and fits_thin(ranks, shape.dtype, shape.device)
-
-    @property
-    def turns_thin(self) -> bool:
-        """Whether the rotation's kernel forms thin products in its backward pass; it needs no bias either."""
-        shape = self.qkv.shape
-        return (
-            bool(shape.rank)
-            and not shape.has_bias
-            and fits_rope_thin(self.qkv.ranks, shape.dtype, shape.device)
-        )
 
     @property
     def hidden(self) -> int:
@@ -313,22 +303,6 @@ def addresses(group: Group) -> tuple[tuple[int, int], ...]:
     """Return where the 4-bit weights of a group lie, and how often each was written (0 if nobody counts)."""
     packed = (each.weight.data for each in group.projections if isinstance(each.weight, Packed))
     return tuple((each.data_ptr(), 0 if each.is_inference() else each._version) for each in packed)
-
-
-def unpacked(site: Site) -> dict[str, Home]:
-    """Expand a layer's 4-bit weights for good, so that no pass has to do it again."""
-    found = {}
-    for name, group in zip(GROUPS, site.groups, strict=True):
-        where = addresses(group)
-        if where and group.home is None:
-            group.home = at_home(group.projections, group.shape.dtype)
-            found[name] = Home(group.home, group.shape.ranks, where)
-    return found
-
-
-def unpacked_bytes(site: Site) -> int:
-    """Count what that takes."""
-    return sum(each.shape.nbytes for each in site.groups if addresses(each) and each.home is None)
 
 
 def fits_home(projection: Projection, dtype: torch.dtype) -> bool:

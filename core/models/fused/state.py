@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from core.kernels.attention import Chooser
 from core.kernels.lora_linear import Scratch
-from core.kernels.nf4 import Packed
 from core.models.fused.costs import FAMILIES, HOST_SHARE, peak_bytes
 from core.models.fused.first_step import FirstStep
 from core.models.fused.following import held, strays
@@ -21,26 +20,18 @@ from core.models.fused.main_memory import free_main_memory
 from core.models.fused.passes import Angles
 from core.models.fused.policy import (
     FULL,
+    Held,
     LayerShape,
     Plan,
     Policy,
     choose_micro_batch,
     divisors,
-    plan_layers,
+    plan_with_expansions,
 )
 from core.models.fused.readings import Readings
-from core.models.fused.sites import (
-    Home,
-    Site,
-    Unsupported,
-    addresses,
-    move_back,
-    move_out,
-    settle,
-    unpacked,
-    unpacked_bytes,
-)
+from core.models.fused.sites import Home, Site, Unsupported, addresses, move_back, move_out, settle
 from core.models.fused.store import HostMemory
+from core.models.fused.unpacking import expansion_bytes, held_bytes, pack, unpack
 
 MARK = "_fused_state"
 SAVE = "save_pretrained"
@@ -91,7 +82,9 @@ class FusedState:
         """Bytes of the first plan that memory ran out under."""
         self.first_step = FirstStep()
         self._limit: int | None = None
-        self._plans: dict[tuple[int, int], Plan] = {}
+        self._plans: dict[tuple[int, int], Held] = {}
+        self._in_force: tuple[int, int] | None = None
+        """Whose plan the weights that are expanded belong to."""
         self._readings = Readings()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FusedState":
@@ -261,15 +254,26 @@ class FusedState:
             self._limit = self.host.limit
             self._plans.clear()
         if key not in self._plans:
-            self._pack(sites)
+            # A plan counts with the memory that expanded weights take.
+            self._forget_expanded(sites)
             # What is free depends on what is held: the first plan for a size stands until memory runs out.
-            room = self._room(sites, tokens)
-            made = self.planned = self._plans[key] = plan_layers(
-                self.shapes(sites), tokens, longest, max(0, room), self.host_room(), self.rates
+            room, sizes = max(0, self._room(sites, tokens)), tuple(map(expansion_bytes, sites.values()))
+            self._plans[key] = plan_with_expansions(
+                self.shapes(sites), sizes, tokens, longest, room, self.host_room(), self.rates
             )
-            self._unpack(sites, room - made.device_bytes, made)
-        self.planned = self._plans[key]
+        self.planned = self._plans[key].plan
+        self._expand(sites, key)
         return dict(zip(sites, self.planned.policies, strict=True))
+
+    def _expand(self, sites: dict[int, Site], key: tuple[int, int]) -> None:
+        """Keep those weights expanded that the plan for a size has room for, and no others."""
+        if key == self._in_force:
+            return
+        first, self._in_force = self._plans[key].expanded, key
+        if pack(sites, self.homes, first):
+            # The old descriptions hold the matrices.
+            self._read(is_training=None)
+        unpack(sites, self.homes, first)
 
     def _room(self, sites: dict[int, Site], tokens: int) -> int:
         """Return the bytes that may be kept beside what a layer needs while it is computed."""
@@ -280,26 +284,11 @@ class FusedState:
             room -= self._to_come(sites)
         return room if self._most is None else min(room, self._most)
 
-    def _pack(self, sites: dict[int, Site]) -> None:
-        """Let go of expanded 4-bit weights: a plan counts with the memory they take."""
-        self._forget_expanded()
-        for site in sites.values():
-            for group in site.groups:
-                group.home = None if addresses(group) else group.home
-
-    def _forget_expanded(self) -> None:
+    def _forget_expanded(self, sites: dict[int, Site] | None = None) -> None:
+        """Let go of expanded 4-bit weights, also in descriptions of layers that are at hand."""
         self._readings.forget()
-        self.homes = {key: home for key, home in self.homes.items() if not home.packed}
-
-    def _unpack(self, sites: dict[int, Site], left: int, made: Plan) -> None:
-        """Spend what is left when nothing is computed again on 4-bit weights that stay expanded."""
-        if made.extra_ms > 0:
-            return
-        for index, site in sites.items():
-            left -= unpacked_bytes(site)
-            if left < 0:
-                return
-            self.homes |= {(index, name): home for name, home in unpacked(site).items()}
+        pack(sites or {}, self.homes)
+        self._in_force = None
 
     def shapes(self, sites: dict[int, Site]) -> tuple[LayerShape, ...]:
         """Give the planner's view of the layers."""
@@ -318,7 +307,8 @@ class FusedState:
     def _to_come(self, sites: dict[int, Site]) -> int:
         """Count what the first step will still take: gradients, a state of the optimizer, extended weights."""
         trained = sum(each.numel() for site in sites.values() for each in site.parameters)
-        scratch = sum(each.shape.nbytes for each in sites[min(sites)].groups if each.home is None)
+        groups = sites[min(sites)].groups
+        scratch = sum(each.shape.nbytes for each in groups if each.home is None or addresses(each))
         return self.first_step.to_come(trained) + max(0, scratch - self.scratch.nbytes)
 
     @property
@@ -346,8 +336,7 @@ class FusedState:
 
     def _held_back(self) -> int:
         """Count the bytes that the last plan holds for the backward pass, expanded 4-bit weights among them."""
-        expanded = sum(home.matrix.nbytes for home in self.homes.values() if home.packed)
-        return expanded + (self.planned.device_bytes if self.planned else 0)
+        return held_bytes(self.homes) + (self.planned.device_bytes if self.planned else 0)
 
     def best_micro_batch(self, rows_per_step: int, window: int, wanted: int) -> int:
         """Return the micro-batch that takes the least time in the memory there is.
@@ -364,11 +353,10 @@ class FusedState:
         sites = self.sites(is_training=True)
         if not sites:
             return wanted
-        free = self.room() - self._to_come(sites)
-        is_packed = any(isinstance(each.weight, Packed) for each in sites[min(sites)].qkv.projections)
+        free = self.room() - self._to_come(sites) + held_bytes(self.homes)
         return choose_micro_batch(
             divisors(rows_per_step), wanted, rows_per_step, window, self.shapes(sites), free, self.host_room(), self.rates,
-            is_packed=is_packed, vocabulary=len(self._embeddings),
+            expansions=tuple(map(expansion_bytes, sites.values())), vocabulary=len(self._embeddings),
         )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The residual stream from layer to layer, and the norm at its end."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,17 +9,6 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from core.kernels.lora_linear import Group
 from core.kernels.rms_norm import accumulate, accumulate_rms_norm, rms_norm, rms_norm_backward
 from core.models.fused.sites import Norm
-
-
-class Added(NamedTuple):
-    """What a sublayer adds to the stream."""
-
-    values: Tensor
-    """[t, e], any row stride."""
-    low: Tensor | None = None
-    """The inner values [t, R] of adapters whose share the values lack."""
-    narrow: Tensor | None = None
-    """What these are multiplied by [R, e]."""
 
 
 class Stream:
@@ -41,11 +30,11 @@ class Stream:
         if self.visible is None or self.visible.data_ptr() != x.data_ptr():
             self.visible, self.rest, self.normed = x.detach().contiguous(), None, None
 
-    def add(self, added: Added, norm: Norm, group: Group | None) -> tuple[Tensor, Tensor, Tensor]:
+    def add(self, added: Tensor, norm: Norm, group: Group | None) -> tuple[Tensor, Tensor, Tensor]:
         """Add a sublayer's output.
 
         Args:
-            added: What is added.
+            added: What is added [t, e], any row stride.
             norm: What follows.
             group: Whose input it makes, extra columns included; None if nobody's.
 
@@ -53,21 +42,18 @@ class Stream:
             The rounded sum [t, e], the sum normalised, and the norm's reciprocal roots [t].
         """
         assert self.visible is not None
-        tokens, e = added.values.shape
-        wide = added.values.new_empty(tokens, e) if group is None else group.inputs(tokens)
+        tokens, e = added.shape
+        wide = added.new_empty(tokens, e) if group is None else group.inputs(tokens)
         found = accumulate_rms_norm(
-            self.visible, self.rest, added.values, norm.weight, norm.eps, offset=norm.offset, out=wide[:, :e],
-            low=added.low, narrow=added.narrow,
-        )  # fmt: skip
+            self.visible, self.rest, added, norm.weight, norm.eps, offset=norm.offset, out=wide[:, :e]
+        )
         self.visible, self.rest = found.sum, found.rest
         return found.sum, wide, found.rstd
 
-    def add_last(self, added: Added) -> Tensor:
+    def add_last(self, added: Tensor) -> Tensor:
         """Add the output of the last sublayer before one that is not fused; return the rounded sum [t, e]."""
         assert self.visible is not None
-        self.visible, self.rest = accumulate(
-            self.visible, self.rest, added.values, low=added.low, narrow=added.narrow
-        )
+        self.visible, self.rest = accumulate(self.visible, self.rest, added)
         return self.visible
 
     def hand_over(self, visible: Tensor, wide: Tensor | None = None, rstd: Tensor | None = None) -> None:

@@ -9,11 +9,10 @@ from core.kernels.attention import Attended
 from core.kernels.glu import glu
 from core.kernels.lora_linear import Group
 from core.kernels.lora_linear.group import exact_product
-from core.kernels.rms_norm import fits_share, rms_norm
+from core.kernels.rms_norm import rms_norm
 from core.kernels.rope import rope
 from core.models.fused.passes import Pass
 from core.models.fused.sites import Norm, Site
-from core.models.fused.stream import Added
 
 
 class Parts(NamedTuple):
@@ -34,11 +33,11 @@ def normed(norm: Norm, x: Tensor, group: Group) -> tuple[Tensor, Tensor]:
     return wide, rstd
 
 
-def normed_after(norm: Norm | None, added: Added) -> Added:
+def normed_after(norm: Norm | None, added: Tensor) -> Tensor:
     """Normalise what a sublayer of a sandwich adds [t, e]; leave another's as it is."""
     if norm is None:
         return added
-    return Added(rms_norm(added.values, norm.weight, norm.eps, offset=norm.offset)[0])
+    return rms_norm(added, norm.weight, norm.eps, offset=norm.offset)[0]
 
 
 def project(run: Pass, site: Site, wide: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -49,7 +48,7 @@ def project(run: Pass, site: Site, wide: Tensor) -> tuple[Tensor, Tensor | None]
         site: The layer.
         wide: Its input normalised, with room for extra columns [t, e + R].
     """
-    qkv = site.qkv.forward(site.qkv.fill(run.scratch), wide)
+    qkv = site.qkv.forward(run.filled(site.qkv), wide)
     return qkv, wide[:, site.hidden :].contiguous() if site.qkv.spare else None
 
 
@@ -106,7 +105,7 @@ def close(
     Returns:
         The sum [t, e], and in a sandwich what was normalised.
     """
-    matrix = group.fill(run.scratch)
+    matrix = run.filled(group)
     if norm is None:
         return group.added_to(matrix, x, residual)[0], None
     added, _ = group.added_to(matrix, x, None)
@@ -129,34 +128,22 @@ def hidden_values(site: Site, gate_up: Tensor, *, over: bool) -> Tensor:
     return h
 
 
-def lead_back(run: Pass, group: Group, norm: Norm | None, x: Tensor) -> tuple[Added, Tensor | None]:
+def lead_back(run: Pass, group: Group, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Project what a sublayer computed back to the model's width, for the stream.
 
     Args:
         run: The pass.
         group: o or down.
-        norm: Of a sandwich: it needs whole values.
         x: [t, k], or [t, k + R] with room for the extra columns.
 
     Returns:
-        What is added, and the adapters' inner values [t, R].
+        What is added [t, e], and the adapters' inner values [t, R].
     """
-    matrix, n = group.fill(run.scratch), group.n
-    shape = group.shape
-    if (
-        norm is None
-        and group.spare
-        and not shape.has_bias
-        and fits_share(shape.rank, shape.dtype, shape.device)
-    ):
-        both = group.outputs_apart(matrix, x)
-        low = both[:, n:].contiguous()
-        return Added(both[:, :n], low, group.turned(matrix)), low
+    matrix = run.filled(group)
     if x.shape[1] == group.k:
-        values, inner = group.added_to(matrix, x, None)
-        return Added(values), inner
+        return group.added_to(matrix, x, None)
     group.widen(matrix, x)
-    return Added(group.product(matrix, x)), x[:, group.k :].contiguous()
+    return group.product(matrix, x), x[:, group.k :].contiguous()
 
 
 def of_narrow(d_low: Tensor, norm: Norm, x: Tensor, rstd: Tensor) -> Tensor:

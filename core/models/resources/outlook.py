@@ -3,8 +3,16 @@
 from typing import NamedTuple
 
 from core.models.config import LoraConfig
-from core.models.fused.policy import H200, Place, Plan, Rates, choose_micro_batch, divisors, plan_layers
-from core.models.resources.fused import layer_shapes, least_plan, work_bytes
+from core.models.fused.policy import (
+    H200,
+    Place,
+    Plan,
+    Rates,
+    choose_micro_batch,
+    divisors,
+    plan_with_expansions,
+)
+from core.models.resources.fused import extended, layer_shapes, least_plan, work_bytes
 from core.models.resources.shapes import ModelShape
 from core.models.resources.training import Memory, TrainingLoad, estimate_training, is_fused
 
@@ -20,11 +28,16 @@ class Outlook(NamedTuple):
     kept: Plan
     need: Memory
     """With what is kept on the GPU."""
+    expanded: int = 0
+    """Layers whose 4-bit weights stay expanded."""
 
     @property
     def words(self) -> str:
         """Say it in half a sentence."""
-        return f"{kept_words(self.kept)}, in micro-batches of {self.micro_batch}"
+        layers = len(self.kept.policies)
+        which = "every layer" if self.expanded == layers else f"{self.expanded} of {layers} layers"
+        weights = f", weights of {which} expanded" if self.expanded else ""
+        return f"{kept_words(self.kept)}{weights}, in micro-batches of {self.micro_batch}"
 
 
 def find_outlook(
@@ -59,17 +72,19 @@ def find_outlook(
     least = estimate_training(shape, lora, load)
     if not load.is_checkpointed:
         return Outlook(load.micro_batch, least_plan(layers, load.tokens, keeps_all=True), least)
-    size = load.micro_batch
+    size, is_packed = load.micro_batch, load.storage != "full"
+    expansions = (sum(extended(shape, lora, load.width)),) * shape.layers if is_packed else ()
     if budget is None:
         size = choose_micro_batch(
             divisors(per_step), size, per_step, load.window, layers, free - _beside(shape, lora, load, least), host,
-            rates, is_packed=load.storage != "full", vocabulary=shape.vocab,
+            rates, expansions=expansions, vocabulary=shape.vocab,
         )  # fmt: skip
         load = load._replace(micro_batch=size)
         least = estimate_training(shape, lora, load)
     room = free - least.total if budget is None else int(budget * GB)
-    kept = plan_layers(layers, load.tokens, load.window, max(0, room), host, rates)
-    return Outlook(size, kept, least._replace(activations=least.activations + kept.device_bytes))
+    held = plan_with_expansions(layers, expansions, load.tokens, load.window, max(0, room), host, rates)
+    need = least._replace(activations=least.activations + held.device_bytes)
+    return Outlook(size, held.plan, need, held.expanded)
 
 
 def _beside(shape: ModelShape, lora: LoraConfig, load: TrainingLoad, least: Memory) -> int:

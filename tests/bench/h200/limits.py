@@ -9,8 +9,8 @@ import torch
 from core.models.fused.costs import peak_bytes
 from core.models.fused.first_step import FirstStep
 from core.models.fused.policy import choose_micro_batch, divisors
-from core.models.fused.sites import unpacked_bytes
 from core.models.fused.state import FusedState, fused_state
+from core.models.fused.unpacking import expansion_bytes, unpacked_bytes
 from core.training.benchmark.case import Case
 from core.training.benchmark.measuring import Run
 from core.training.benchmark.systems import Prepared, grant
@@ -102,10 +102,10 @@ def floor(state: FusedState, tokens: int) -> int:
 
 def micro_batch_for(state: FusedState, case: Case, limit: Limit, room: int) -> int:
     """Ask the planner for a micro-batch as on a card of that size."""
-    shapes = state.shapes(state.sites(is_training=True))
+    sites = state.sites(is_training=True)
     return choose_micro_batch(
-        divisors(case.rows), limit.micro_batch, case.rows, case.length, shapes, room, state.host_room(), state.rates,
-        is_packed=case.storage == "nf4", vocabulary=state.settings.vocab_size,
+        divisors(case.rows), limit.micro_batch, case.rows, case.length, state.shapes(sites), room, state.host_room(),
+        state.rates, expansions=tuple(map(expansion_bytes, sites.values())), vocabulary=state.settings.vocab_size,
     )  # fmt: skip
 
 
@@ -138,7 +138,8 @@ def probed(prepared: Prepared, case: Case) -> tuple[float, int, bool]:
 
 
 def keeps_all(state: FusedState | None) -> bool:
-    """Tell whether more memory would be of no use: nothing is computed again, and nothing is expanded again."""
+    """Tell whether more memory would be of no use: nothing is computed, sent or expanded again."""
     if state is None or state.planned is None:
         return True
-    return state.planned.extra_ms == 0 and not any(map(unpacked_bytes, state.sites().values()))
+    moves = state.planned.extra_ms > 0 or state.planned.host_bytes > 0
+    return not moves and not any(map(unpacked_bytes, state.sites().values()))

@@ -256,6 +256,16 @@ def test_a_loss_times_three_has_gradients_times_three():
     assert torch.allclose(thrice, once * 3)
 
 
+@pytest.mark.parametrize("shape", [(22, 24), (3, 1500), (0, 8)])
+def test_a_gradient_is_scaled_by_a_number_that_is_not_rounded_to_its_type(shape):
+    # One over 11,999 lies a fifth of a percent off the next bfloat16; all of a step's gradients would be.
+    gradient = (torch.rand(shape, generator=torch.Generator().manual_seed(1)) + 1).to(DEVICE, torch.bfloat16)
+    factor, before = torch.tensor(1 / 11_999, device=DEVICE), gradient.clone()
+    found = room.scaled(gradient, factor)
+    assert torch.equal(found, (gradient.double() * factor.double()).bfloat16())
+    assert torch.equal(gradient, before)
+
+
 def test_a_retained_graph_gives_the_same_gradient_again():
     hidden, weight, targets, _, _ = make()
     hidden.requires_grad_()

@@ -10,7 +10,7 @@ from core.kernels.linear_cross_entropy.reference import TILE_NUMBERS as TILE
 from core.kernels.lora_linear.group import SPARE as EXTRA
 from core.models.config import LoraConfig
 from core.models.fused.costs import FAMILIES, TILE_NUMBERS
-from core.models.fused.policy import FULL, Place, Plan, micro_batch_ms, plan, plan_layers
+from core.models.fused.policy import FULL, Place, Plan, micro_batch_ms, plan, plan_with_expansions
 from core.models.resources import (
     GB,
     NF4_BYTES,
@@ -25,7 +25,7 @@ from core.models.resources import (
     find_outlook,
     fused_obstacle,
 )
-from core.models.resources.fused import FUSED, GROUPS, SPARE, layer_shapes
+from core.models.resources.fused import FUSED, GROUPS, SPARE, extended, layer_shapes
 from core.models.resources.outlook import Outlook, kept_words
 from core.training.packing import FUSED as APART
 
@@ -201,7 +201,12 @@ def test_what_is_planned_fits_into_what_is_free(free: int) -> None:
     assert 0.75 * min(free, 55) < found.need.total / GB <= free
     assert 8 % found.micro_batch == 0
     least = estimate_training(LLAMA, LORA, load(micro_batch=found.micro_batch))
-    assert found.need.total - least.total == found.kept.device_bytes
+    expanded = found.expanded * sum(extended(LLAMA, LORA, 2))
+    assert found.need.total - least.total == found.kept.device_bytes + expanded
+    assert (", weights of every layer expanded, in micro" in found.words) == (found.expanded == 32)
+    assert (f", weights of {found.expanded} of 32 layers expanded" in found.words) == (
+        0 < found.expanded < 32
+    )
     assert found.kept.host_bytes <= 32 * GB
 
 
@@ -217,11 +222,12 @@ def test_what_just_fits_is_not_refused_for_logits_it_never_makes(shape: ModelSha
 @pytest.mark.parametrize("free", [14, 18, 30])
 def test_the_micro_batch_is_the_fastest_beside_weights_and_states(free: int) -> None:
     layers, times = layer_shapes(LLAMA, 2), {}
+    expansions = (sum(extended(LLAMA, LORA, 2)),) * len(layers)
     for size in (1, 2, 4, 8, 16):
         room = free * GB - estimate_training(LLAMA, LORA, load(micro_batch=size)).total
-        kept = plan_layers(layers, size * 2048, 2048, max(0, room), 64 * GB)
-        if room >= kept.device_bytes:
-            one = micro_batch_ms(layers, size * 2048, 2048, kept, is_packed=True)
+        held = plan_with_expansions(layers, expansions, size * 2048, 2048, max(0, room), 64 * GB)
+        if room >= held.device_bytes:
+            one = micro_batch_ms(layers, size * 2048, 2048, held.plan) + held.unpack_ms
             times[size] = one * 16 / size
     best = min(times.values())
     assert times[outlook(LLAMA, free, 64, rows=16).micro_batch] <= 1.01 * best

@@ -10,9 +10,11 @@ from torch.nn.functional import cross_entropy
 from core.data.batches import Batch, collate
 from core.data.chat import IGNORE_INDEX, Encoded
 from core.models.loading import load_folder
+from core.training import language
 from core.training.language import LanguageStep, NextToken, autocast, mean_loss, trained_tokens
 from core.training.rows import SftInputs
 from core.training.sft import validation_loss
+from tests.core.models.fused.tiny import pair
 from tests.families import build
 
 CPU = torch.device("cpu")
@@ -57,6 +59,30 @@ def test_loss_is_the_sum_over_assistant_tokens_written_out(model):
         if item.labels[t] != IGNORE_INDEX
     )
     assert float(NextToken(model, CPU)(batch).detach()) == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("unlabelled", [0, 1, 2])
+def test_where_nearly_all_is_labelled_the_head_takes_all_and_the_loss_and_gradient_stay(
+    unlabelled: int, monkeypatch: pytest.MonkeyPatch
+):
+    model = pair("llama", torch.float32).ours
+    ids = torch.randint(3, 97, (1, 201), generator=torch.Generator().manual_seed(2))[0].tolist()
+    batch = collate([Encoded(ids, [IGNORE_INDEX] * (1 + unlabelled) + ids[1 + unlabelled :])], 0)
+    seen, found = [], []
+    real = language.chosen
+    monkeypatch.setattr(
+        language, "chosen", lambda rows, places: seen.append(places is None) or real(rows, places)
+    )
+    for share in (0.99, 2.0):
+        monkeypatch.setattr(language, "NEARLY_ALL", share)
+        model.zero_grad()
+        loss = NextToken(model, CPU)(batch)
+        loss.backward()
+        found.append((float(loss.detach()), gradient(model)))
+    # 198 of 201 positions are fewer than 99 of a hundred.
+    assert seen == [unlabelled < 2, False]
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    assert torch.allclose(found[0][1], found[1][1], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("micro", [1, 3, 4, 16])

@@ -300,7 +300,7 @@ def test_an_adapter_on_the_head_learns():
 # Memory
 
 
-@pytest.mark.parametrize("where", ["glu_gradients", "rms_norm", "rope_gradients", "attend", "glu"])
+@pytest.mark.parametrize("where", ["glu_gradients", "rms_norm", "rope_backward", "attend", "glu"])
 @pytest.mark.parametrize("after", [1, 5])
 def test_memory_that_runs_out_in_a_step_leaves_the_step_as_it_would_have_been(
     where: str, after: int, ashore, monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from core.data.batches import collate, collate_packed
 from core.kernels.attention import fused as attention
-from core.kernels.lora_linear import Group
 from core.models.fused.state import FusedNotice
 from tests.core.kernels.interpreter import round_as_hardware_does
 from tests.core.models.fused.test_hazards import documents, step
@@ -118,7 +117,7 @@ HALVES = {
         "least",
         {"target_modules": ["k_proj", "o_proj", "gate_proj", "down_proj"]},
     ),
-    "more ranks than the stream adds": ("llama3", "attention", {"r": 40}),
+    "more ranks than the norm adds up": ("llama3", "attention", {"r": 40}),
 }
 """Only in 16 bits do kernels form products in passing."""
 
@@ -155,22 +154,23 @@ def test_the_gpu_path_is_the_one_that_these_tests_run(triton: None, monkeypatch:
     from core.kernels.lora_linear import fused as lora
     from core.kernels.rms_norm import fused as norm
     from core.kernels.rms_norm import fused_thin as thin_norm
-    from core.kernels.rope import fused_thin as rope
+    from core.kernels.rope import fused as rope
 
     model, tokens = pair("qwen3", torch.bfloat16), ids(1, 5)
     with (
         counted(monkeypatch, glu, "glu_gradients") as gates,
         counted(monkeypatch, thin_norm, "rms_norm_gradients") as thin_norms,
         counted(monkeypatch, norm, "accumulate_rms_norm") as added,
-        counted(monkeypatch, Group, "outputs_apart") as apart,
         counted(monkeypatch, norm, "rms_norm_backward") as norms,
-        counted(monkeypatch, rope, "rope_gradients") as turns,
+        counted(monkeypatch, rope, "rope_backward") as turns,
         counted(monkeypatch, lora, "spread") as spreads,
         counted(monkeypatch, attention.Plain, "backward") as seen,
     ):
         learn(model.ours, tokens)
-    assert [len(each) for each in (gates, turns, seen)] == [3] * 3
-    # Nobody asks for the gradient of what the first layer is given; behind the last there are no adapters.
-    assert len(thin_norms) == 5 and len(norms) == 1
-    assert len(added) == len(apart) == 6
+    assert [len(each) for each in (gates, turns, thin_norms)] == [3] * 3
+    # Nobody asks for the gradient of what the first layer is given; behind the last there is one norm more.
+    assert len(norms) == 3
+    assert len(added) == 6
     assert len(spreads) >= 4 * 3
+    if DEVICE.type == "cpu":  # On a GPU cuDNN computes attention.
+        assert len(seen) == 3

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from core.models.fused.sites import Norm
-from core.models.fused.stream import Added, Stream
+from core.models.fused.stream import Stream
 from tests.core.kernels.conftest import relative_error
 
 NORM = Norm(torch.ones(24), 1e-6, 0.0)
@@ -20,10 +20,10 @@ def test_a_hundred_additions_are_rounded_once():
     for seed in range(1, 100):
         added = drawn(7, 24, seed=seed)
         exact, rounded = exact + added.double(), rounded + added
-        stream.add(Added(added), NORM, None)
+        stream.add(added, NORM, None)
     last = drawn(7, 24, seed=100)
     exact, rounded = exact + last.double(), rounded + last
-    found = stream.add_last(Added(last))
+    found = stream.add_last(last)
     assert relative_error(found, exact) <= 1.01 * relative_error(exact.to(torch.bfloat16), exact)
     assert relative_error(rounded, exact) > 5 * relative_error(found, exact)
 
@@ -31,8 +31,8 @@ def test_a_hundred_additions_are_rounded_once():
 def test_what_comes_next_is_normalised_before_it_is_rounded():
     stream, start, added = Stream(), drawn(7, 24, seed=0), drawn(7, 24, seed=1)
     stream.enter(start)
-    stream.add(Added(added), NORM, None)
-    _, wide, rstd = stream.add(Added(-added), NORM, None)
+    stream.add(added, NORM, None)
+    _, wide, rstd = stream.add(-added, NORM, None)
     exact = start.double() * torch.rsqrt(start.double().square().mean(-1, keepdim=True) + 1e-6)
     assert relative_error(wide, exact) < 2**-8
     assert rstd.shape == (7,)
@@ -41,30 +41,18 @@ def test_what_comes_next_is_normalised_before_it_is_rounded():
 def test_another_beginning_has_no_rest():
     stream, start, other = Stream(), drawn(7, 24, seed=0), drawn(7, 24, seed=2)
     stream.enter(start)
-    stream.add(Added(drawn(7, 24, seed=1)), NORM, None)
+    stream.add(drawn(7, 24, seed=1), NORM, None)
     stream.enter(other)
-    assert torch.equal(stream.add_last(Added(torch.zeros_like(other))), other)
+    assert torch.equal(stream.add_last(torch.zeros_like(other)), other)
     assert stream.rest is not None and not stream.rest.any()
 
 
 def test_its_own_sum_goes_on_with_the_rest():
     stream, start, added = Stream(), drawn(7, 24, seed=0), drawn(7, 24, seed=1)
     stream.enter(start)
-    y, _, _ = stream.add(Added(added), NORM, None)
+    y, _, _ = stream.add(added, NORM, None)
     stream.hand_over(y)
     stream.enter(y)
-    found = stream.add_last(Added(torch.zeros_like(added)))
+    found = stream.add_last(torch.zeros_like(added))
     assert torch.equal(found, (start.float() + added.float()).to(torch.bfloat16))
     assert stream.rest is not None and stream.rest.any()
-
-
-def test_the_share_of_adapters_is_added():
-    stream, start, added = Stream(), drawn(7, 24, seed=0), drawn(7, 24, seed=1)
-    low, narrow = drawn(7, 8, seed=2), drawn(4, 24, seed=3)
-    exact = start.double() + added.double() + low[:, :4].double() @ narrow.double()
-    for way in (
-        lambda: stream.add(Added(added, low, narrow), NORM, None)[0],
-        lambda: stream.add_last(Added(added, low, narrow)),
-    ):
-        stream.enter(start.clone())
-        assert relative_error(way(), exact) < 2**-8

@@ -1,0 +1,184 @@
+"""How many layers' 4-bit weights stay expanded beside what layers keep: against every number there is."""
+
+import itertools
+import random
+
+import pytest
+
+from core.models.fused.costs import peak_bytes
+from core.models.fused.expanding import fitting, least, unpack_ms
+from core.models.fused.policy import (
+    FULL,
+    H200,
+    Held,
+    LayerShape,
+    Plan,
+    choose_micro_batch,
+    divisors,
+    micro_batch_ms,
+    plan_layers,
+    plan_with_expansions,
+)
+
+GB = 10**9
+LLAMA = LayerShape(4096, 4096, 1024, 32, 128, 14336)
+GEMMA = LayerShape(2560, 2048, 1024, 8, 256, 10240, is_sandwich=True, window=1024)
+EXPANDED = 446_000_000
+"""Bytes of a layer of 8B, with 64 more rows and columns for each of its four matrices."""
+
+
+def again_ms(shape: LayerShape, size: int) -> float:
+    """Half a byte and its share of a scale are read, two bytes are written, in both passes."""
+    return 1e3 * 2 * 2.6 * min(size / shape.width, shape.weights) / H200.memory
+
+
+def judged(made: Plan, shapes: tuple[LayerShape, ...], expansions: tuple[int, ...], first: int) -> float:
+    copies = 1e3 * 2 * made.host_bytes / H200.memory
+    rest = zip(shapes[first:], expansions[first:], strict=True)
+    return made.recompute_ms + made.stall_ms + copies + sum(again_ms(*each) for each in rest)
+
+
+def enumerated(shapes, expansions, tokens: int, room: int, host: int) -> float:
+    """Return the fewest milliseconds over every number of layers that fits."""
+    times = []
+    for first in range(len(shapes) + 1):
+        taken = sum(expansions[:first])
+        if first and taken > room:
+            break
+        made = plan_layers(shapes, tokens, 2048, room - taken, host)
+        if not first or made.device_bytes + taken <= room:
+            times.append(judged(made, shapes, expansions, first))
+    return min(times)
+
+
+def check(shapes, expansions, tokens: int, room: int, host: int) -> Held:
+    found = plan_with_expansions(shapes, expansions, tokens, 2048, room, host)
+    assert found.expanded_bytes == sum(expansions[: found.expanded])
+    assert not found.expanded or found.device_bytes <= room
+    assert found.plan == plan_layers(shapes, tokens, 2048, room - found.expanded_bytes, host)
+    assert found.cost_ms(H200) == pytest.approx(judged(found.plan, shapes, expansions, found.expanded))
+    assert found.cost_ms(H200) == pytest.approx(enumerated(shapes, expansions, tokens, room, host), abs=1e-6)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_number_of_layers_is_better(seed: int) -> None:
+    draw = random.Random(seed)
+    shapes = tuple(draw.choice([LLAMA, LLAMA, GEMMA]) for _ in range(draw.choice([1, 3, 6])))
+    expansions = tuple(draw.choice([0, 1, 1.05]) * shape.width * shape.weights for shape in shapes)
+    expansions = tuple(map(int, expansions))
+    tokens = draw.choice([2048, 16384])
+    whole = tokens * sum(sum(shape.item_bytes) for shape in shapes)
+    room = int((whole + sum(expansions)) * draw.random())
+    check(shapes, expansions, tokens, room, draw.choice([0, whole // 4, whole]))
+
+
+@pytest.mark.parametrize(("tokens", "gb", "host"), [(16384, 62, 60), (4096, 14, 60), (2048, 7, 1)])
+def test_no_number_of_32_layers_is_better(tokens: int, gb: int, host: int) -> None:
+    assert 0 < check((LLAMA,) * 32, (EXPANDED,) * 32, tokens, gb * GB, host * GB).expanded <= 32
+
+
+def test_hidden_copies_make_room_for_expanded_weights() -> None:
+    shapes, expansions = (LLAMA,) * 32, (EXPANDED,) * 32
+    whole = 4096 * 32 * sum(LLAMA.item_bytes)
+    found = plan_with_expansions(shapes, expansions, 4096, 2048, whole + 5 * EXPANDED, 60 * GB)
+    assert found.expanded > 10
+    assert found.plan.host_bytes > 3 * GB
+    assert found.plan.extra_ms == 0
+    # Without main memory there is nothing to trade.
+    found = plan_with_expansions(shapes, expansions, 4096, 2048, whole + 5 * EXPANDED, 0)
+    assert (found.expanded, found.plan.policies) == (5, (FULL,) * 32)
+
+
+def test_with_all_the_room_everything_stays_and_nothing_is_sent() -> None:
+    found = plan_with_expansions((LLAMA,) * 4, (EXPANDED,) * 4, 4096, 2048, 10**12, 10**12)
+    assert (found.expanded, found.cost_ms(H200), found.plan.host_bytes) == (4, 0.0, 0)
+    assert found.device_bytes == 4 * EXPANDED + 4 * 4096 * sum(LLAMA.item_bytes)
+
+
+@pytest.mark.parametrize("expansions", [(), (0,) * 6, (EXPANDED,) * 6])
+def test_without_packed_weights_or_room_the_plan_is_what_it_was(expansions: tuple[int, ...]) -> None:
+    shapes, room = (LLAMA,) * 6, EXPANDED - 1
+    found = plan_with_expansions(shapes, expansions, 16384, 2048, room, 4 * GB)
+    assert found.plan == plan_layers(shapes, 16384, 2048, room, 4 * GB)
+    assert (found.expanded, found.expanded_bytes) == (0, 0)
+    assert found.unpack_ms == pytest.approx(sum(again_ms(LLAMA, each) for each in expansions))
+
+
+def test_where_the_least_does_not_fit_nothing_is_expanded() -> None:
+    inputs = 6 * 16384 * 2 * 4096
+    found = plan_with_expansions((LLAMA,) * 6, (1000,) * 6, 16384, 2048, inputs - 1, 0)
+    assert found.expanded == 0 and found.device_bytes == inputs
+
+
+@pytest.mark.parametrize("host", [0, 3, 60])
+def test_more_room_never_predicts_a_slower_step(host: int) -> None:
+    shapes, expansions = (LLAMA,) * 12, (EXPANDED,) * 12
+    found = [plan_with_expansions(shapes, expansions, 4096, 2048, n * GB // 2, host * GB) for n in range(24)]
+    times = [each.cost_ms(H200) for each in found]
+    assert all(after <= before + 1e-9 for before, after in itertools.pairwise(times))
+    assert times[-1] == 0 < times[0]
+
+
+def test_layers_of_16_bits_between_packed_ones_take_nothing() -> None:
+    sizes = (0, 5, 0, 7, 9, 0)
+    assert fitting(sizes, 21) == [0, 2, 4, 5]
+    assert fitting(sizes, 20) == [0, 2, 4]
+    assert fitting(sizes, 4) == [0]
+    # A layer that does not fit ends it: only the first ones stay.
+    assert fitting((9, 1), 5) == [0]
+
+
+def test_extra_rows_and_columns_are_not_read_from_4_bits() -> None:
+    assert unpack_ms(LLAMA, EXPANDED, H200) == pytest.approx(again_ms(LLAMA, 2 * LLAMA.weights))
+    assert unpack_ms(LLAMA, LLAMA.weights, H200) == pytest.approx(again_ms(LLAMA, 2 * LLAMA.weights) / 2)
+    assert unpack_ms(LLAMA, 0, H200) == 0
+
+
+@pytest.mark.parametrize("last", [0, 1, 7, 8, 15, 16, 31, 32, 80, 126])
+def test_the_bottom_of_a_convex_cost_is_found_in_few_looks(last: int) -> None:
+    for bottom in range(last + 1):
+        looks: list[int] = []
+
+        def cost(place: int, bottom: int = bottom, looks: list[int] = looks) -> float:
+            looks.append(place)
+            return abs(place - bottom)
+
+        assert least(cost, last) == bottom
+        assert len(looks) == len(set(looks)) <= 19
+
+
+def test_of_equals_the_most_stay_expanded_and_what_does_not_fit_is_passed_over() -> None:
+    assert least(lambda place: 1.0, 40) == 40
+    assert least(lambda place: max(3.0, 9.0 - place), 40) == 40
+    for bound in range(41):
+        assert least(lambda place, bound=bound: -place if place <= bound else float("inf"), 40) == bound
+
+
+# The micro-batch
+
+
+def test_the_micro_batch_is_the_fastest_with_weights_expanded_where_there_is_room() -> None:
+    layers, expansions, free = (LLAMA,) * 32, (EXPANDED,) * 32, 30 << 30
+    times = {}
+    for size in (1, 2, 4, 8):
+        tokens = size * 2048
+        room = free - peak_bytes(LLAMA, tokens, 128_256)
+        held = plan_with_expansions(layers, expansions, tokens, 2048, room, 60 * GB)
+        one = micro_batch_ms(layers, tokens, 2048, held.plan) + (32 - held.expanded) * again_ms(
+            LLAMA, EXPANDED
+        )
+        times[size] = one * 8 / size
+    best = min(times, key=lambda size: times[size])
+    arguments = (divisors(8), 8, 8, 2048, layers, free, 60 * GB)
+    assert choose_micro_batch(*arguments, expansions=expansions, vocabulary=128_256) == best == 4
+    # Were every layer expanded in every micro-batch, larger ones would be as good.
+    assert choose_micro_batch(*arguments, is_packed=True, vocabulary=128_256) == 8
+
+
+def test_a_prediction_counts_what_copies_take_from_the_gpus_own_memory() -> None:
+    made = Plan((FULL,) * 2, 0, 3 * GB, 1.0, 0.5)
+    assert made.copies_ms(H200) == pytest.approx(1e3 * 6e9 / 3.6e12)
+    bare = made._replace(host_bytes=0, recompute_ms=0.0, stall_ms=0.0)
+    one, other = (micro_batch_ms((LLAMA,) * 2, 512, 512, each) for each in (made, bare))
+    assert one - other == pytest.approx(1.5 + 1e3 * 6e9 / 3.6e12)
