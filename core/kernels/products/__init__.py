@@ -1,11 +1,16 @@
 """Matrix products of many rows, by the algorithm that suits a GPU at its power limit."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
 from core.kernels.backend import runs_fused
 
-__all__ = ["multiply"]
+__all__ = ["NAME", "multiply"]
+
+NAME = "kernels::multiply"
+"""What a profiler shows a product as that PyTorch did not launch."""
 
 SMALLEST = 512
 """Rows, inner length and columns below which a product is PyTorch's own: there is nothing to gain."""
@@ -26,13 +31,24 @@ def multiply(x: Tensor, w: Tensor, *, out: Tensor | None = None, onto: bool = Fa
     if is_large(x, w) and runs_fused(x.device):
         from core.kernels.products.cublaslt import try_multiply
 
-        found = try_multiply(x, w, out, onto=onto)
+        with shown(x, w):
+            found = try_multiply(x, w, out, onto=onto)
         if found is not None:
             return found
     if onto:
         assert out is not None
         return out.addmm_(x, w)
     return torch.mm(x, w) if out is None else torch.mm(x, w, out=out)
+
+
+def shown(x: Tensor, w: Tensor) -> AbstractContextManager[object]:
+    """Let a profiler that runs see what is multiplied, with its sizes."""
+    if not torch._C._autograd._profiler_enabled():
+        return nullcontext()
+    from torch._C._profiler import _RecordFunctionFast
+
+    found: AbstractContextManager[object] = _RecordFunctionFast(NAME, (x, w))
+    return found
 
 
 def is_large(x: Tensor, w: Tensor) -> bool:

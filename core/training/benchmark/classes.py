@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from core.kernels.products import NAME
 from core.training.benchmark.floors import (
     BANDWIDTH,
     HOST,
@@ -24,7 +25,7 @@ CRUMB = 0.005
 """Kinds of elementwise work below this share of all are added up."""
 THIN = 64
 """Products of which one side is no wider are an adapter's own; three joined adapters of rank 16 are 48 wide."""
-PRODUCTS = re.compile(r"^aten::(mm|addmm_?|bmm|baddbmm|_scaled_mm)$")
+PRODUCTS = re.compile(rf"^(aten::(mm|addmm_?|bmm|baddbmm|_scaled_mm)|{NAME})$")
 PRODUCT_KERNELS = re.compile(r"gemm|nvjet|cutlass|xmma|cublas", re.IGNORECASE)
 ATTENTION = re.compile(r"sdpa|flash|fmha|fprop|bprop|dot_do_o|convert_dq|attention", re.IGNORECASE)
 FORWARD = re.compile(r"fprop|fwd|forward", re.IGNORECASE)

@@ -1,9 +1,15 @@
 """Products are PyTorch's to rounding, whoever computes them; algorithms are chosen by how full their waves are."""
 
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-from core.kernels.products import is_large, multiply
+from core.kernels import products
+from core.kernels.products import NAME, cublaslt, is_large, multiply, shown
 from core.kernels.products.tiles import TILES, Tile, best, fullness
 from tests.core.kernels.conftest import DEVICE, assert_no_worse, inside, margin_untouched, normal, poisoned
 
@@ -32,6 +38,23 @@ def test_it_is_added_to_what_is_there() -> None:
     multiply(x, w, out=out, onto=True)
     torch.testing.assert_close(out, there + x @ w)
     assert margin_untouched(out)
+
+
+def test_a_profiler_sees_a_product_with_its_sizes_and_without_one_nothing_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "runs_fused", lambda device: True)
+    monkeypatch.setattr(cublaslt, "try_multiply", lambda x, w, out, *, onto: torch.mm(x, w))
+    x, w = normal(512, 520).bfloat16(), normal(520, 528).bfloat16()
+    assert isinstance(shown(x, w), nullcontext)
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        multiply(x, w)
+    seen.export_chrome_trace(str(tmp_path / "trace.json"))
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    mine = [event for event in events if event.get("name") == NAME]
+    assert [(each["cat"], each["args"]["Input Dims"]) for each in mine] == [
+        ("cpu_op", [[512, 520], [520, 528]])
+    ]
 
 
 @pytest.mark.parametrize(

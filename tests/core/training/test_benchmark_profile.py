@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from core.kernels.products import NAME
 from core.models.resources.shapes import PUBLISHED
 from core.training.benchmark.classes import (
     Namer,
@@ -107,6 +108,7 @@ def test_products_are_named_by_their_sizes(shapes: tuple, name: str):
     assert class_of(kernel("nvjet_hsh", "aten::mm", *shapes), namer, 16) == name
     added = kernel("nvjet_hsh", "aten::addmm", (1,), *shapes)
     assert class_of(added, namer, 16) == name
+    assert class_of(kernel("nvjet_hsh", NAME, *shapes), namer, 16) == name
 
 
 def test_layers_that_run_one_by_one_are_named_one_by_one():
