@@ -77,24 +77,33 @@ class NextToken:
             inputs |= self._documents(batch)
         if self.head:
             hidden = self.head.backbone(**inputs, use_cache=False).last_hidden_state  # [b, s, e]
-            rows = chosen(hidden.flatten(0, 1), places)
-            if self.takes_all:
+            rows = rows_at(hidden.flatten(0, 1), places)
+            if self.is_loss_fused:
                 return self.head.fused_loss(rows, tokens)
             return summed_loss(rows, tokens, self.head.logits, self.head.vocabulary, self.most)
         logits = self.model(**inputs, use_cache=False).logits  # [b, s, v]
-        rows = chosen(logits.flatten(0, 1), places)
+        rows = rows_at(logits.flatten(0, 1), places)
         return summed_loss(rows, tokens, lambda part: part, rows.shape[1], self.most)
 
     @property
-    def takes_all(self) -> bool:
-        """Tell whether the loss of the fused engine is taken, which passes over positions without a label."""
+    def is_loss_fused(self) -> bool:
+        """Tell whether the loss of the fused engine is taken."""
         return self.is_fused and self.head is not None and self.head.is_plain
+
+    @property
+    def may_take_all(self) -> bool:
+        """Tell whether the head may be given positions without a label, which this loss passes over.
+
+        A head that is trained may not: of what is not finite there, nothing times it would be no number.
+        """
+        project: Any = self.head.project if self.head is not None else None
+        return self.is_loss_fused and not project.weight.requires_grad
 
     def _targets(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
         """Return the positions that are scored, None for all, and the token that follows each."""
         places, tokens = targets_of(batch)
         total = batch.labels.numel()
-        if self.takes_all and len(places) >= NEARLY_ALL * total:
+        if self.may_take_all and len(places) >= NEARLY_ALL * total:
             tokens = torch.full((total,), IGNORE_INDEX).index_copy(0, places, tokens)
             return None, to_device(tokens, self.device)
         return to_device(places, self.device), to_device(tokens, self.device)
@@ -112,7 +121,7 @@ class NextToken:
         }  # fmt: skip
 
 
-def chosen(rows: Tensor, places: Tensor | None) -> Tensor:
+def rows_at(rows: Tensor, places: Tensor | None) -> Tensor:
     """Return some rows of [t, e], or all."""
     return rows if places is None else rows.index_select(0, places)
 

@@ -23,7 +23,7 @@ class Tiles(NamedTuple):
     rows: int
     columns: int
     programs: int
-    """What an H200's 132 processors run at once."""
+    """What an H200's 132 processors run at once; taken for every card, and right to rounding on all."""
     warps: int
     stages: int
     turned: bool
@@ -40,8 +40,8 @@ BACKWARD_SHARED = Tiles(32, 64, 396, 4, 3, turned=True, registers=168)
 """For 49 to 96 ranks if the share is added: three programs run beside one another, and else two."""
 ROUNDS = 3
 """Times that all processors are filled: more leave more parts of sums, fewer wait longer for the last program."""
-SHORTEST = 256
-"""Rows of the shortest chunk: below, reading and writing the parts of the sums costs too much."""
+SHORTEST, LONGEST = 256, 8192
+"""Rows of a chunk: below, reading and writing the parts of the sums costs too much; beyond, they lose digits."""
 
 
 def glu_gradients(
@@ -94,7 +94,7 @@ def _tiles(ranks: tuple[int, int, int], has_share: bool) -> Tiles:
 
 def _chunk(n: int, blocks: int, tiles: Tiles) -> int:
     """Return the rows of a program, in whole tiles: as many programs as fill the last round too."""
-    wanted = max(SHORTEST, triton.cdiv(n, max(1, ROUNDS * tiles.programs // blocks)))
+    wanted = min(LONGEST, max(SHORTEST, triton.cdiv(n, max(1, ROUNDS * tiles.programs // blocks))))
     return triton.cdiv(min(wanted, max(n, 1)), tiles.rows) * tiles.rows
 
 

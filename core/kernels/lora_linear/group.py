@@ -23,9 +23,11 @@ from core.kernels.lora_linear.reference import Projection
 from core.kernels.nf4 import Packed, dequantize
 from core.kernels.products import multiply
 
-_OWNER = "_filled_for"
 SPARE = 64
 """Extra rows and columns come in multiples of this, which keeps every row of the matrix on a 128-byte boundary."""
+_OWNER = "_filled_for"
+"""The attribute of a matrix of a group's own that says who was given it last. On the tensor itself, so that a new one in
+an old one's memory is nobody's."""
 
 
 class Shape(NamedTuple):
@@ -103,7 +105,7 @@ class Group:
             projections: At least one, all with the same k.
             dtype: What is computed in.
             home: An extended matrix that holds the weights for good, from ``at_home``; adapters are still
-                written into it each time.
+                written into it, once for each owner in turn.
         """
         self.projections = tuple(projections)
         first = self.projections[0].weight
@@ -156,8 +158,11 @@ class Group:
                 not change in between. None has everything written.
         """
         matrix = self.home if self.home is not None else scratch.matrix(self.shape)
-        if self.home is not None and not _passes_to(self.home, owner):
-            return self.home
+        if self.home is not None:
+            if owner is not None and getattr(matrix, _OWNER, None) == owner:
+                return matrix
+            # Nobody's until it is whole: memory may run out while it is written.
+            setattr(matrix, _OWNER, None)
         row = 0
         for each in self.projections:
             rows = slice(row, row + each.rows)
@@ -168,6 +173,8 @@ class Group:
             row += each.rows
         if self.shape.rank:
             self._spread(matrix)
+        if self.home is not None:
+            setattr(matrix, _OWNER, owner)
         return matrix
 
     def _spread(self, matrix: Tensor) -> None:
@@ -311,16 +318,8 @@ class Group:
         return tuple(found)
 
 
-def _passes_to(matrix: Tensor, owner: int | None) -> bool:
-    """Note who is given a matrix; tell whether somebody else was given it last."""
-    # On the tensor itself, so that a new matrix in an old one's memory belongs to nobody.
-    is_another = owner is None or getattr(matrix, _OWNER, None) != owner
-    setattr(matrix, _OWNER, owner)
-    return is_another
-
-
 def at_home(projections: Sequence[Projection], dtype: torch.dtype) -> Tensor:
-    """Make an extended matrix that holds the frozen weights of 16 or 32 bits for good."""
+    """Make an extended matrix that holds the frozen weights for good; those of 4 bits expanded."""
     shape = Group(projections, dtype).shape
     matrix = torch.zeros(shape.size, dtype=dtype, device=shape.device)
     row = 0

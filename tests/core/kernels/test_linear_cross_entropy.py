@@ -266,6 +266,22 @@ def test_a_gradient_is_scaled_by_a_number_that_is_not_rounded_to_its_type(shape)
     assert torch.equal(gradient, before)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "share", "factor"),
+    [(torch.bfloat16, 1.0, 1 / 11_999), (torch.float16, 2.0**-10, 65_536.0)],
+    ids=str,
+)
+def test_the_backward_pass_scales_by_a_number_that_is_not_rounded_to_its_type(dtype, share, factor):
+    # float16 cannot hold the factor of a scaled loss at all.
+    hidden, weight, targets, _, _ = make(dtype=dtype)
+    hidden.requires_grad_()
+    weights, number = torch.full((22,), share, device=DEVICE), torch.tensor(factor, device=DEVICE)
+    loss = summed_linear_cross_entropy(hidden, weight, targets, weights=weights)
+    (once,) = torch.autograd.grad(loss, hidden, retain_graph=True)
+    (found,) = torch.autograd.grad(loss * number, hidden)
+    assert torch.equal(found, (once.double() * number.double()).to(dtype)) and found.isfinite().all()
+
+
 def test_a_retained_graph_gives_the_same_gradient_again():
     hidden, weight, targets, _, _ = make()
     hidden.requires_grad_()

@@ -61,28 +61,48 @@ def test_loss_is_the_sum_over_assistant_tokens_written_out(model):
     assert float(NextToken(model, CPU)(batch).detach()) == pytest.approx(total, rel=1e-5)
 
 
-@pytest.mark.parametrize("unlabelled", [0, 1, 2])
+NEARLY = {
+    "one row": ("llama", torch.float32, (201,), 1, True),
+    "too few": ("llama", torch.float32, (201,), 3, False),
+    "padded rows": ("llama", torch.float32, (201, 200), 1, True),
+    "bounded logits": ("gemma3", torch.float32, (201, 201), 1, True),
+    "16 bits": ("qwen3", torch.bfloat16, (201, 200), 1, True),
+}
+"""Family, dtype, tokens of each row, how many of each carry no label (one is nobody's next), and if all are taken."""
+
+
+@pytest.mark.parametrize("name", NEARLY)
 def test_where_nearly_all_is_labelled_the_head_takes_all_and_the_loss_and_gradient_stay(
-    unlabelled: int, monkeypatch: pytest.MonkeyPatch
+    name: str, monkeypatch: pytest.MonkeyPatch
 ):
-    model = pair("llama", torch.float32).ours
-    ids = torch.randint(3, 97, (1, 201), generator=torch.Generator().manual_seed(2))[0].tolist()
-    batch = collate([Encoded(ids, [IGNORE_INDEX] * (1 + unlabelled) + ids[1 + unlabelled :])], 0)
+    family, dtype, lengths, unlabelled, takes_all = NEARLY[name]
+    settings = {"final_logit_softcapping": 3.0} if name == "bounded logits" else None
+    model, generator = pair(family, dtype, settings).ours, torch.Generator().manual_seed(2)
+    rows = [torch.randint(3, 97, (length,), generator=generator).tolist() for length in lengths]
+    batch = collate([Encoded(row, [IGNORE_INDEX] * unlabelled + row[unlabelled:]) for row in rows], 0)
     seen, found = [], []
-    real = language.chosen
+    real = language.rows_at
     monkeypatch.setattr(
-        language, "chosen", lambda rows, places: seen.append(places is None) or real(rows, places)
+        language, "rows_at", lambda rows, places: seen.append(places is None) or real(rows, places)
     )
     for share in (0.99, 2.0):
         monkeypatch.setattr(language, "NEARLY_ALL", share)
         model.zero_grad()
         loss = NextToken(model, CPU)(batch)
         loss.backward()
-        found.append((float(loss.detach()), gradient(model)))
-    # 198 of 201 positions are fewer than 99 of a hundred.
-    assert seen == [unlabelled < 2, False]
+        found.append((float(loss.detach()), gradient(model).float()))
+    assert seen == [takes_all, False]
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
-    assert torch.allclose(found[0][1], found[1][1], rtol=1e-5, atol=1e-7)
+    assert torch.allclose(found[0][1], found[1][1], rtol=1e-5, atol=1e-7 if dtype == torch.float32 else 1e-3)
+
+
+def test_a_head_that_is_trained_sees_labelled_positions_alone(monkeypatch: pytest.MonkeyPatch):
+    model = pair("llama", torch.float32).ours
+    model.get_output_embeddings().weight.requires_grad_(True)
+    batch = collate([Encoded([5] * 201, [IGNORE_INDEX] + [5] * 200)], 0)
+    assert not NextToken(model, CPU).may_take_all
+    places, _ = NextToken(model, CPU)._targets(batch)
+    assert places is not None and len(places) == 200
 
 
 @pytest.mark.parametrize("micro", [1, 3, 4, 16])

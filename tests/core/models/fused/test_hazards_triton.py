@@ -171,6 +171,7 @@ def test_the_gpu_path_is_the_one_that_these_tests_run(triton: None, monkeypatch:
     # Nobody asks for the gradient of what the first layer is given; behind the last there is one norm more.
     assert len(norms) == 3
     assert len(added) == 6
-    assert len(spreads) >= 4 * 3
+    # Once in the forward pass; on the way back they stand there.
+    assert len(spreads) == 4 * 3
     if DEVICE.type == "cpu":  # On a GPU cuDNN computes attention.
         assert len(seen) == 3

@@ -18,6 +18,7 @@ from tests.core.models.fused.tiny import (
     KINDS,
     POLICIES,
     Pair,
+    Spent,
     counted,
     error,
     gradients,
@@ -335,5 +336,26 @@ def test_what_another_pass_wrote_in_between_is_written_again():
     model.ours(input_ids=tokens, use_cache=False)
     for each, old in zip(trained, kept, strict=True):
         each.data.copy_(old)
+    loss.backward()
+    assert error(gradients(model.ours), expected) < 1e-12
+
+
+def test_what_was_half_written_when_memory_ran_out_is_written_again(monkeypatch: pytest.MonkeyPatch):
+    model, tokens = pair("llama"), ids()
+    expected = learn(model.ours, tokens)[1]
+    model.ours.zero_grad()
+    loss = model.ours(input_ids=tokens, labels=tokens, use_cache=False).loss
+    trained = [each for each in model.ours.parameters() if each.requires_grad]
+    kept = [each.data.clone() for each in trained]
+    for each in trained:
+        each.data.mul_(3.0)
+    model.ours(input_ids=tokens, use_cache=False)
+    for each, old in zip(trained, kept, strict=True):
+        each.data.copy_(old)
+    with monkeypatch.context() as patch:
+        patch.setattr(Group, "_spread", Spent(Group._spread, 1))
+        with pytest.raises(torch.OutOfMemoryError):
+            loss.backward(retain_graph=True)
+    model.ours.zero_grad()
     loss.backward()
     assert error(gradients(model.ours), expected) < 1e-12
