@@ -3,15 +3,10 @@
 Plain arithmetic: no PyTorch here.
 """
 
-import functools
-from collections.abc import Callable
-
 from core.models.fused.costs import LayerShape, Rates
 
 UNPACK_BYTES = 2.6
 """Bytes read and written to expand a 4-bit weight."""
-PARTS = 8
-"""Parts that a range is looked at in first."""
 
 
 def unpack_ms(shape: LayerShape, expanded_bytes: int, rates: Rates) -> float:
@@ -39,23 +34,3 @@ def fitting(expansions: tuple[int, ...], room: int) -> list[int]:
         if size and left >= 0:
             stops.append(number)
     return stops
-
-
-def least(cost: Callable[[int], float], last: int) -> int:
-    """Find where a cost that is nearly convex is least, in about 16 looks; of equals the largest.
-
-    Args:
-        cost: By place; infinity where something does not fit.
-        last: The last place; the first is 0.
-    """
-
-    @functools.cache
-    def rank(place: int) -> tuple[float, int]:
-        return cost(place), -place
-
-    step = max(1, last // PARTS)
-    best: int = min({*range(0, last, step), last}, key=rank)
-    while step > 1:
-        step = -(-step // 2)
-        best = min((near for near in (best - step, best, best + step) if 0 <= near <= last), key=rank)
-    return best

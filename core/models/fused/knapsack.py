@@ -71,6 +71,51 @@ def search(options: list[Options], device: int, host: int) -> list[Option]:
     return min((_exchanged(start, options, device, host) for start in starts), key=_score)
 
 
+def wanted_bytes(options: list[Options], price: float, host: int) -> float:
+    """Estimate the bytes on the GPU that are worth at least a price, with whole layers allowed to be cut.
+
+    Both kinds of memory get a price per byte, and every layer takes the option that is cheapest so; main memory's is
+    bisected until it is just filled. Takes a few milliseconds at most.
+
+    Args:
+        options: By layer, what ``undominated`` left; equal layers share one tuple.
+        price: Milliseconds for a byte on the GPU.
+        host: Bytes there are in main memory.
+    """
+    alike = [(group[0], len(group)) for group in _alike(options)]
+
+    def taken(host_price: float) -> tuple[int, int]:
+        best = [
+            (min(each, key=lambda one: one.score + price * one.device + host_price * one.host), number)
+            for each, number in alike
+        ]
+        return sum(one.device * number for one, number in best), sum(
+            one.host * number for one, number in best
+        )
+
+    over, under = taken(0.0), taken(1.0)
+    if over[1] <= host:
+        return over[0]
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low * high) ** 0.5 if low else high / 16
+        found = taken(middle)
+        if found[1] > host:
+            low, over = middle, found
+        else:
+            high, under = middle, found
+    # Equal layers change all at once; as many do as main memory has room for.
+    return under[0] + (over[0] - under[0]) * (host - under[1]) / (over[1] - under[1])
+
+
+def _alike(options: list[Options]) -> list[list[Options]]:
+    """Group equal layers, which share one tuple; to hash it takes longer than all the rest."""
+    found: dict[int, list[Options]] = {}
+    for each in options:
+        found.setdefault(id(each), []).append(each)
+    return list(found.values())
+
+
 def _mixed(
     options: list[Options], device: int, host: int, low: float, high: float, is_first: bool
 ) -> list[Option]:

@@ -9,7 +9,6 @@ Shapes are counted per token; w bytes a number, e width, q = h d query columns, 
 
 import functools
 import itertools
-import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -27,8 +26,8 @@ from core.models.fused.costs import (
     rates_of,
     recompute_costs,
 )
-from core.models.fused.expanding import fitting, least, unpack_ms
-from core.models.fused.knapsack import Option, Options, in_host, on_device, search, undominated
+from core.models.fused.expanding import fitting, unpack_ms
+from core.models.fused.knapsack import Option, Options, in_host, on_device, search, undominated, wanted_bytes
 
 __all__ = [
     "FULL", "H200", "LEAST", "Held", "LayerShape", "Place", "Plan", "Policy", "Rates", "choose_micro_batch",
@@ -117,7 +116,8 @@ def plan_layers(
 ) -> Plan:
     """Choose what to keep where so that the backward pass loses the fewest milliseconds.
 
-    Takes milliseconds, up to 50 where main memory is short; equal arguments are answered at once.
+    Takes 3 ms for 32 layers that nearly fit, 20 to 60 where main memory is short, 110 for layers of two kinds with two
+    norms more; equal arguments are answered at once.
 
     Args:
         shapes: The layers, first to last.
@@ -250,7 +250,9 @@ def plan_with_expansions(
 ) -> Held:
     """Choose what to keep where, and how many layers' 4-bit weights stay expanded, in one room.
 
-    Makes about 16 plans; see ``plan_layers``.
+    What a byte saves where it holds expanded weights is the same for all of them, so as many layers stay expanded as
+    fit beside what is worth more; see ``wanted_bytes``. That is within one layer's ``unpack_ms`` of the best number,
+    and takes two plans: one where nothing stays expanded, and this one where it is cheaper; see ``plan_layers``.
 
     Args:
         shapes: The layers, first to last.
@@ -264,17 +266,22 @@ def plan_with_expansions(
     stops = fitting(expansions, device_bytes)
     each_ms = [unpack_ms(*pair, rates) for pair in zip(shapes, expansions, strict=False)]
 
-    def held(place: int) -> Held:
-        stop = stops[place]
+    def held(stop: int) -> Held:
         taken = sum(expansions[:stop])
         made = plan_layers(shapes, tokens, longest, device_bytes - taken, host_bytes, rates)
         return Held(made, stop, taken, sum(each_ms[stop:]))
 
-    def cost(place: int) -> float:
-        one = held(place)
-        return one.cost_ms(rates) if not place or one.device_bytes <= device_bytes else math.inf
-
-    return held(least(cost, len(stops) - 1))
+    alone = held(0)
+    if len(stops) == 1:
+        return alone
+    options = [_options(kind, tokens, longest, rates) for kind in _kinds(shapes, tokens, host_bytes)]
+    worth = wanted_bytes(options, sum(each_ms) / sum(expansions), host_bytes)
+    stop = fitting(expansions, int(device_bytes - worth))[-1]
+    if not stop:
+        return alone
+    both = held(stop)
+    is_better = both.device_bytes <= device_bytes and both.cost_ms(rates) <= alone.cost_ms(rates)
+    return both if is_better else alone
 
 
 # What a micro-batch needs and takes
@@ -293,8 +300,6 @@ def micro_batch_ms(
     longest: int,
     kept: Plan,
     rates: Rates = H200,
-    *,
-    is_packed: bool = False,
 ) -> float:
     """Predict the layers' forward and backward pass of one micro-batch; embedding and head are left out.
 
@@ -304,12 +309,8 @@ def micro_batch_ms(
         longest: Tokens of its longest document.
         kept: The plan for it.
         rates: How fast the GPU is.
-        is_packed: All weights are held in 4 bits and expanded once in each pass.
     """
-    unpacking = (
-        sum(unpack_ms(each, each.width * each.weights, rates) for each in shapes) if is_packed else 0.0
-    )
-    return _passes_ms(shapes, tokens, longest, rates) + kept.extra_ms + kept.copies_ms(rates) + unpacking
+    return _passes_ms(shapes, tokens, longest, rates) + kept.extra_ms + kept.copies_ms(rates)
 
 
 def _passes_ms(shapes: tuple[LayerShape, ...], tokens: int, longest: int, rates: Rates) -> float:
@@ -332,7 +333,6 @@ def choose_micro_batch(
     host_bytes: int,
     rates: Rates = H200,
     *,
-    is_packed: bool = False,
     expansions: tuple[int, ...] = (),
     vocabulary: int = 0,
 ) -> int:
@@ -349,8 +349,7 @@ def choose_micro_batch(
         free_bytes: Room on the GPU for a layer's work or the head's, and what is kept.
         host_bytes: Room in pinned main memory.
         rates: How fast the GPU is.
-        is_packed: The weights are held in 4 bits, and none stay expanded.
-        expansions: Instead, bytes by layer of 4-bit weights that may stay expanded; see ``plan_with_expansions``.
+        expansions: Bytes by layer of 4-bit weights that may stay expanded; see ``plan_with_expansions``.
         vocabulary: Classes of the head; 0 leaves it out.
 
     Returns:
@@ -363,8 +362,7 @@ def choose_micro_batch(
         room = free_bytes - max(peak_bytes(shape, tokens, vocabulary) for shape in set(shapes))
         held = plan_with_expansions(shapes, expansions, tokens, window, max(0, room), host_bytes, rates)
         if room >= held.device_bytes:
-            again = is_packed and not expansions
-            one = micro_batch_ms(shapes, tokens, window, held.plan, rates, is_packed=again) + held.unpack_ms
+            one = micro_batch_ms(shapes, tokens, window, held.plan, rates) + held.unpack_ms
             times[size] = one * -(-rows // size)
     if not times:
         return sizes[0]

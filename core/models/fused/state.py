@@ -3,7 +3,7 @@
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +31,7 @@ from core.models.fused.policy import (
 from core.models.fused.readings import Readings
 from core.models.fused.sites import Home, Site, Unsupported, addresses, move_back, move_out, settle
 from core.models.fused.store import HostMemory
-from core.models.fused.unpacking import expansion_bytes, held_bytes, pack, unpack
+from core.models.fused.unpacking import Turns, expansion_bytes, held_bytes, pack, ranks_by_layer, unpack
 
 MARK = "_fused_state"
 SAVE = "save_pretrained"
@@ -82,10 +82,8 @@ class FusedState:
         """Bytes of the first plan that memory ran out under."""
         self.first_step = FirstStep()
         self._limit: int | None = None
-        self._plans: dict[tuple[int, int], Held] = {}
-        self._in_force: tuple[int, int] | None = None
-        """Whose plan the weights that are expanded belong to."""
-        self._readings = Readings()
+        self._plans: dict[Hashable, Held] = {}
+        self._turns, self._readings = Turns(), Readings()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FusedState":
         """Go along with a model that is copied: the copy computes with its own weights, wherever they lie."""
@@ -95,7 +93,7 @@ class FusedState:
         other.scratch, other.chooser, other.host = Scratch(), Chooser(), HostMemory()
         other.first_step = FirstStep()
         other.homes, other.angles, other.told, other._plans = {}, {}, set(self.told), {}
-        other._readings = Readings()
+        other._turns, other._readings = Turns(), Readings()
         return other
 
     def settle(self) -> None:
@@ -177,13 +175,14 @@ class FusedState:
         self.rates, self.scratch, self.chooser = rates_here(self.device), Scratch(), Chooser()
         self.planned = None
         self.angles.clear()
-        self._plans.clear()
+        self._plan_anew()
         self._forget_expanded()
         self._settle_anew()
 
     def _settle_anew(self) -> None:
         """Move weights to where products read them once more; what others left behind is given back."""
         self._readings.forget()
+        self._turns.in_force = None
         with torch.inference_mode(False):
             move_out(self.layers, self.homes)
             self.homes |= settle(self.layers, self.settings, self.dtype)
@@ -225,7 +224,11 @@ class FusedState:
     @activation_bytes.setter
     def activation_bytes(self, value: int | None) -> None:
         self._activation_bytes = value
+        self._plan_anew()
+
+    def _plan_anew(self) -> None:
         self._plans.clear()
+        self._turns.forget()
 
     def shape_of(self, site: Site) -> LayerShape:
         """Give the planner's view of a layer."""
@@ -244,51 +247,58 @@ class FusedState:
             longest: Of its longest document.
         """
         if not sites or not self.is_checkpointed or self.device.type != "cuda":
+            if held_bytes(self.homes):
+                self._forget_expanded(sites)
             return dict.fromkeys(sites, FULL)
         # Rounded, so that batches of ever new lengths share a plan.
         tokens, longest = (math.ceil(each / GRAIN) * GRAIN for each in (tokens, longest))
-        key = tokens, longest
+        kind = ranks_by_layer(sites)
+        key = tokens, longest, kind
         self.first_step.look(sites[min(sites)].parameters)
         if self.host.limit != self._limit:
             # Main memory turned out to be smaller than was planned with.
             self._limit = self.host.limit
-            self._plans.clear()
+            self._plan_anew()
         if key not in self._plans:
-            # A plan counts with the memory that expanded weights take.
-            self._forget_expanded(sites)
             # What is free depends on what is held: the first plan for a size stands until memory runs out.
             room, sizes = max(0, self._room(sites, tokens)), tuple(map(expansion_bytes, sites.values()))
             self._plans[key] = plan_with_expansions(
                 self.shapes(sites), sizes, tokens, longest, room, self.host_room(), self.rates
             )
         self.planned = self._plans[key].plan
-        self._expand(sites, key)
+        self._expand(sites, kind, self._plans[key].expanded)
         return dict(zip(sites, self.planned.policies, strict=True))
 
-    def _expand(self, sites: dict[int, Site], key: tuple[int, int]) -> None:
-        """Keep those weights expanded that the plan for a size has room for, and no others."""
-        if key == self._in_force:
+    def _expand(self, sites: dict[int, Site], kind: Hashable, room_for: int) -> None:
+        """Keep weights of first layers expanded, no more than this and any of the last passes has room for."""
+        wanted = self._turns.wanted(room_for), kind
+        if wanted == self._turns.in_force:
             return
-        first, self._in_force = self._plans[key].expanded, key
-        if pack(sites, self.homes, first):
+        # Memory may run out half way.
+        self._turns.in_force = None
+        if pack(sites, self.homes, wanted[0]):
             # The old descriptions hold the matrices.
             self._read(is_training=None)
-        unpack(sites, self.homes, first)
+        unpack(sites, self.homes, wanted[0])
+        self._turns.in_force = wanted
 
     def _room(self, sites: dict[int, Site], tokens: int) -> int:
         """Return the bytes that may be kept beside what a layer needs while it is computed."""
         room = self.activation_bytes
         if room is None:
-            vocabulary = len(self._embeddings)
-            room = self.room() - max(peak_bytes(each, tokens, vocabulary) for each in set(self.shapes(sites)))
-            room -= self._to_come(sites)
+            vocabulary, shapes = len(self._embeddings), set(self.shapes(sites))
+            room = self._unheld(sites) - max(peak_bytes(each, tokens, vocabulary) for each in shapes)
         return room if self._most is None else min(room, self._most)
+
+    def _unheld(self, sites: dict[int, Site]) -> int:
+        """Return the bytes of the GPU for a micro-batch; weights that are expanded make room where a plan says so."""
+        return self.room() - self._to_come(sites) + held_bytes(self.homes)
 
     def _forget_expanded(self, sites: dict[int, Site] | None = None) -> None:
         """Let go of expanded 4-bit weights, also in descriptions of layers that are at hand."""
         self._readings.forget()
         pack(sites or {}, self.homes)
-        self._in_force = None
+        self._turns.in_force = None
 
     def shapes(self, sites: dict[int, Site]) -> tuple[LayerShape, ...]:
         """Give the planner's view of the layers."""
@@ -330,7 +340,7 @@ class FusedState:
         could = has_obeyed and held > LEAST_LEFT * self._failed
         # What comes after the last "no" is another micro-batch, which may have all the room again.
         self._most, self._failed = (int(SHRINK * held), self._failed) if could else (None, 0)
-        self._plans.clear()
+        self._plan_anew()
         self._forget_expanded()
         return could
 
@@ -353,10 +363,9 @@ class FusedState:
         sites = self.sites(is_training=True)
         if not sites:
             return wanted
-        free = self.room() - self._to_come(sites) + held_bytes(self.homes)
         return choose_micro_batch(
-            divisors(rows_per_step), wanted, rows_per_step, window, self.shapes(sites), free, self.host_room(), self.rates,
-            expansions=tuple(map(expansion_bytes, sites.values())), vocabulary=len(self._embeddings),
+            divisors(rows_per_step), wanted, rows_per_step, window, self.shapes(sites), self._unheld(sites),
+            self.host_room(), self.rates, expansions=tuple(map(expansion_bytes, sites.values())), vocabulary=len(self._embeddings),
         )  # fmt: skip
 
 

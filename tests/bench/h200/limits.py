@@ -9,8 +9,9 @@ import torch
 from core.models.fused.costs import peak_bytes
 from core.models.fused.first_step import FirstStep
 from core.models.fused.policy import choose_micro_batch, divisors
+from core.models.fused.sites import addresses
 from core.models.fused.state import FusedState, fused_state
-from core.models.fused.unpacking import expansion_bytes, unpacked_bytes
+from core.models.fused.unpacking import expansion_bytes
 from core.training.benchmark.case import Case
 from core.training.benchmark.measuring import Run
 from core.training.benchmark.systems import Prepared, grant
@@ -142,4 +143,5 @@ def keeps_all(state: FusedState | None) -> bool:
     if state is None or state.planned is None:
         return True
     moves = state.planned.extra_ms > 0 or state.planned.host_bytes > 0
-    return not moves and not any(map(unpacked_bytes, state.sites().values()))
+    groups = [group for site in state.sites().values() for group in site.groups]
+    return not moves and all(group.home is not None or not addresses(group) for group in groups)

@@ -6,7 +6,8 @@ import random
 import pytest
 
 from core.models.fused.costs import peak_bytes
-from core.models.fused.expanding import fitting, least, unpack_ms
+from core.models.fused.expanding import fitting, unpack_ms
+from core.models.fused.knapsack import Option, wanted_bytes
 from core.models.fused.policy import (
     FULL,
     H200,
@@ -57,7 +58,9 @@ def check(shapes, expansions, tokens: int, room: int, host: int) -> Held:
     assert not found.expanded or found.device_bytes <= room
     assert found.plan == plan_layers(shapes, tokens, 2048, room - found.expanded_bytes, host)
     assert found.cost_ms(H200) == pytest.approx(judged(found.plan, shapes, expansions, found.expanded))
-    assert found.cost_ms(H200) == pytest.approx(enumerated(shapes, expansions, tokens, room, host), abs=1e-6)
+    # Only whole layers stay expanded, so the number may be off by one.
+    least, one = enumerated(shapes, expansions, tokens, room, host), max(map(again_ms, shapes, expansions))
+    assert least - 1e-6 <= found.cost_ms(H200) <= least + one
     return found
 
 
@@ -116,7 +119,8 @@ def test_more_room_never_predicts_a_slower_step(host: int) -> None:
     shapes, expansions = (LLAMA,) * 12, (EXPANDED,) * 12
     found = [plan_with_expansions(shapes, expansions, 4096, 2048, n * GB // 2, host * GB) for n in range(24)]
     times = [each.cost_ms(H200) for each in found]
-    assert all(after <= before + 1e-9 for before, after in itertools.pairwise(times))
+    slack = again_ms(LLAMA, EXPANDED)
+    assert all(after <= before + slack for before, after in itertools.combinations(times, 2))
     assert times[-1] == 0 < times[0]
 
 
@@ -135,24 +139,35 @@ def test_extra_rows_and_columns_are_not_read_from_4_bits() -> None:
     assert unpack_ms(LLAMA, 0, H200) == 0
 
 
-@pytest.mark.parametrize("last", [0, 1, 7, 8, 15, 16, 31, 32, 80, 126])
-def test_the_bottom_of_a_convex_cost_is_found_in_few_looks(last: int) -> None:
-    for bottom in range(last + 1):
-        looks: list[int] = []
-
-        def cost(place: int, bottom: int = bottom, looks: list[int] = looks) -> float:
-            looks.append(place)
-            return abs(place - bottom)
-
-        assert least(cost, last) == bottom
-        assert len(looks) == len(set(looks)) <= 19
+# What bytes are worth
 
 
-def test_of_equals_the_most_stay_expanded_and_what_does_not_fit_is_passed_over() -> None:
-    assert least(lambda place: 1.0, 40) == 40
-    assert least(lambda place: max(3.0, 9.0 - place), 40) == 40
-    for bound in range(41):
-        assert least(lambda place, bound=bound: -place if place <= bound else float("inf"), 40) == bound
+def choice(device: int, host: int, score: float) -> Option:
+    return Option(FULL, device, host, score, 0.0, score)
+
+
+def test_the_bytes_that_are_worth_a_price_are_those_whose_next_step_saves_less() -> None:
+    stairs = (choice(0, 0, 9.0), choice(10, 0, 4.0), choice(30, 0, 2.0), choice(60, 0, 1.0))
+    # Steps save 0.5, 0.1 and 0.033 for each byte.
+    for price, each in ((0.6, 0), (0.2, 10), (0.05, 30), (0.01, 60)):
+        assert wanted_bytes([stairs] * 3, price, 0) == 3 * each
+
+
+def test_main_memory_makes_room_as_far_as_it_goes() -> None:
+    ways = (choice(0, 8, 1.0), choice(10, 0, 0.0))
+    for host, device in ((0, 40), (8, 30), (16, 20), (20, 15), (32, 0), (99, 0)):
+        assert wanted_bytes([ways] * 4, 0.2, host) == pytest.approx(device)
+        # At a price below the copy's nothing is sent.
+        assert wanted_bytes([ways] * 4, 0.05, host) == 40
+
+
+def test_short_of_what_is_worth_more_nothing_is_expanded_and_one_plan_is_made() -> None:
+    plan_layers.cache_clear()
+    found = plan_with_expansions((LLAMA,) * 32, (EXPANDED,) * 32, 16384, 2048, 30 * GB, 8 * GB)
+    assert found.expanded == 0
+    assert plan_layers.cache_info().misses == 1
+    plan_with_expansions((LLAMA,) * 32, (EXPANDED,) * 32, 4096, 2048, 14 * GB, 2 * GB)
+    assert plan_layers.cache_info().misses == 3
 
 
 # The micro-batch
@@ -172,8 +187,6 @@ def test_the_micro_batch_is_the_fastest_with_weights_expanded_where_there_is_roo
     best = min(times, key=lambda size: times[size])
     arguments = (divisors(8), 8, 8, 2048, layers, free, 60 * GB)
     assert choose_micro_batch(*arguments, expansions=expansions, vocabulary=128_256) == best == 4
-    # Were every layer expanded in every micro-batch, larger ones would be as good.
-    assert choose_micro_batch(*arguments, is_packed=True, vocabulary=128_256) == 8
 
 
 def test_a_prediction_counts_what_copies_take_from_the_gpus_own_memory() -> None:

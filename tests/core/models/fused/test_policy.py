@@ -316,13 +316,11 @@ def test_what_was_asked_for_stays_where_nothing_is_clearly_faster() -> None:
     assert choose_micro_batch(divisors(32), 1, 32, 2048, layers, 200 * GB, 0) > 8
 
 
-def test_weights_in_4_bits_are_expanded_once_in_each_pass() -> None:
+def test_both_passes_of_8b_take_four_times_its_weights() -> None:
     layers = (LLAMA,) * 32
     kept = plan_layers(layers, 16384, 2048, 10**12, 0)
-    packed, whole = (micro_batch_ms(layers, 16384, 2048, kept, is_packed=each) for each in (True, False))
-    # Half a byte and a scale are read, two bytes written: 218 M weights, 32 layers, two passes.
-    assert packed - whole == pytest.approx(1e3 * 2 * 32 * 2.6 * 218.1e6 / 3.6e12, rel=1e-3)
     # 4 N and attention at the measured rates, without recompute.
+    whole = micro_batch_ms(layers, 16384, 2048, kept)
     assert whole == pytest.approx(32 * (2 * 10.67 * (1 + 256 / 16384) + 0.485 * 4.43), rel=0.01)
 
 
