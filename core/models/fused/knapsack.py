@@ -1,7 +1,8 @@
 """A knapsack with one choice per layer and two capacities: the GPU's memory and main memory."""
 
 import itertools
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from core.models.fused.costs import Policy
@@ -62,11 +63,7 @@ def search(options: list[Options], device: int, host: int) -> list[Option]:
     chosen = _filled(options, device, [0.0] * layers)
     if in_host(chosen) <= host:
         return _exchanged(chosen, options, device, host)
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        price = (low * high) ** 0.5 if low else high / 16
-        over = in_host(_filled(options, device, [price] * layers)) > host
-        low, high = (price, high) if over else (low, price)
+    low, high = _around(lambda price: in_host(_filled(options, device, [price] * layers)) > host)
     starts = [_mixed(options, device, host, low, high, is_first) for is_first in (True, False)]
     return min((_exchanged(start, options, device, host) for start in starts), key=_score)
 
@@ -82,38 +79,30 @@ def wanted_bytes(options: list[Options], price: float, host: int) -> float:
         price: Milliseconds for a byte on the GPU.
         host: Bytes there are in main memory.
     """
-    alike = [(group[0], len(group)) for group in _alike(options)]
+    # Equal layers share one tuple; to hash it takes longer than all the rest.
+    numbers, kinds = Counter(map(id, options)), {id(each): each for each in options}
 
     def taken(host_price: float) -> tuple[int, int]:
-        best = [
-            (min(each, key=lambda one: one.score + price * one.device + host_price * one.host), number)
-            for each, number in alike
-        ]
-        return sum(one.device * number for one, number in best), sum(
-            one.host * number for one, number in best
-        )
+        device = waiting = 0
+        for key, number in numbers.items():
+            best = min(kinds[key], key=lambda one: one.score + price * one.device + host_price * one.host)
+            device, waiting = device + number * best.device, waiting + number * best.host
+        return device, waiting
 
-    over, under = taken(0.0), taken(1.0)
-    if over[1] <= host:
-        return over[0]
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low * high) ** 0.5 if low else high / 16
-        found = taken(middle)
-        if found[1] > host:
-            low, over = middle, found
-        else:
-            high, under = middle, found
+    if taken(0.0)[1] <= host:
+        return taken(0.0)[0]
+    over, under = map(taken, _around(lambda host_price: taken(host_price)[1] > host))
     # Equal layers change all at once; as many do as main memory has room for.
     return under[0] + (over[0] - under[0]) * (host - under[1]) / (over[1] - under[1])
 
 
-def _alike(options: list[Options]) -> list[list[Options]]:
-    """Group equal layers, which share one tuple; to hash it takes longer than all the rest."""
-    found: dict[int, list[Options]] = {}
-    for each in options:
-        found.setdefault(id(each), []).append(each)
-    return list(found.values())
+def _around(overfills: Callable[[float], bool]) -> tuple[float, float]:
+    """Bisect main memory's price, up to 1 ms a byte: the highest that overfills it, the lowest that does not."""
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        price = (low * high) ** 0.5 if low else high / 16
+        low, high = (price, high) if overfills(price) else (low, price)
+    return low, high
 
 
 def _mixed(

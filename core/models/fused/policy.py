@@ -301,7 +301,9 @@ def micro_batch_ms(
     kept: Plan,
     rates: Rates = H200,
 ) -> float:
-    """Predict the layers' forward and backward pass of one micro-batch; embedding and head are left out.
+    """Predict the layers' forward and backward pass of one micro-batch, their weights expanded.
+
+    Embedding and head are left out.
 
     Args:
         shapes: The layers.
@@ -310,12 +312,7 @@ def micro_batch_ms(
         kept: The plan for it.
         rates: How fast the GPU is.
     """
-    return _passes_ms(shapes, tokens, longest, rates) + kept.extra_ms + kept.copies_ms(rates)
-
-
-def _passes_ms(shapes: tuple[LayerShape, ...], tokens: int, longest: int, rates: Rates) -> float:
-    """Predict both passes where everything is kept and nothing has to be expanded."""
-    total = 0.0
+    total = kept.extra_ms + kept.copies_ms(rates)
     for shape in shapes:
         products = 2e3 * 2 * (tokens + RAMP) * shape.weights / rates.products
         attention = (1 + BACKWARD) * attention_ms(shape, tokens, longest, rates)

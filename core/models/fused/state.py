@@ -31,7 +31,7 @@ from core.models.fused.policy import (
 from core.models.fused.readings import Readings
 from core.models.fused.sites import Home, Site, Unsupported, addresses, move_back, move_out, settle
 from core.models.fused.store import HostMemory
-from core.models.fused.unpacking import Turns, expansion_bytes, held_bytes, pack, ranks_by_layer, unpack
+from core.models.fused.unpacking import Turns, expansions, held_bytes, pack, ranks_by_layer, unpack
 
 MARK = "_fused_state"
 SAVE = "save_pretrained"
@@ -261,10 +261,10 @@ class FusedState:
             self._plan_anew()
         if key not in self._plans:
             # What is free depends on what is held: the first plan for a size stands until memory runs out.
-            room, sizes = max(0, self._room(sites, tokens)), tuple(map(expansion_bytes, sites.values()))
             self._plans[key] = plan_with_expansions(
-                self.shapes(sites), sizes, tokens, longest, room, self.host_room(), self.rates
-            )
+                self.shapes(sites), expansions(sites), tokens, longest, max(0, self._room(sites, tokens)),
+                self.host_room(), self.rates,
+            )  # fmt: skip
         self.planned = self._plans[key].plan
         self._expand(sites, kind, self._plans[key].expanded)
         return dict(zip(sites, self.planned.policies, strict=True))
@@ -365,7 +365,7 @@ class FusedState:
             return wanted
         return choose_micro_batch(
             divisors(rows_per_step), wanted, rows_per_step, window, self.shapes(sites), self._unheld(sites),
-            self.host_room(), self.rates, expansions=tuple(map(expansion_bytes, sites.values())), vocabulary=len(self._embeddings),
+            self.host_room(), self.rates, expansions=expansions(sites), vocabulary=len(self._embeddings),
         )  # fmt: skip
 
 

@@ -38,6 +38,11 @@ def expansion_bytes(site: Site) -> int:
     return sum(each.shape.nbytes for each in site.groups if addresses(each))
 
 
+def expansions(sites: dict[int, Site]) -> tuple[int, ...]:
+    """Return ``expansion_bytes`` by layer."""
+    return tuple(map(expansion_bytes, sites.values()))
+
+
 def ranks_by_layer(sites: dict[int, Site]) -> Hashable:
     """Say which layers there are and what adapters they have: others need other matrices, and another plan."""
     return tuple((index, *(group.shape.ranks for group in site.groups)) for index, site in sites.items())

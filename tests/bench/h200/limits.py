@@ -11,7 +11,7 @@ from core.models.fused.first_step import FirstStep
 from core.models.fused.policy import choose_micro_batch, divisors
 from core.models.fused.sites import addresses
 from core.models.fused.state import FusedState, fused_state
-from core.models.fused.unpacking import expansion_bytes
+from core.models.fused.unpacking import expansions
 from core.training.benchmark.case import Case
 from core.training.benchmark.measuring import Run
 from core.training.benchmark.systems import Prepared, grant
@@ -106,7 +106,7 @@ def micro_batch_for(state: FusedState, case: Case, limit: Limit, room: int) -> i
     sites = state.sites(is_training=True)
     return choose_micro_batch(
         divisors(case.rows), limit.micro_batch, case.rows, case.length, state.shapes(sites), room, state.host_room(),
-        state.rates, expansions=tuple(map(expansion_bytes, sites.values())), vocabulary=state.settings.vocab_size,
+        state.rates, expansions=expansions(sites), vocabulary=state.settings.vocab_size,
     )  # fmt: skip
 
 

@@ -4,8 +4,8 @@
 
 One layer of Llama-3.1-8B, Qwen3-4B and Llama-3.2-1B with adapters of rank 16, in bfloat16. "before" of the gated
 unit is the same kernel after a pass that adds the adapters' share; the thin products that made its inner values are
-not in it. Times are medians on the GPU with a cold L2 cache. Both ways are checked against the definition in float32: what errs more than 1.5 times as much as
-the old way is marked WRONG. Writes OUT/passing.json after every line.
+not in it. Times are medians on the GPU with a cold L2 cache. Both ways are checked against the definition in float32:
+what errs more than 1.5 times as much as the old way is marked WRONG. Writes OUT/passing.json after every line.
 """
 
 import argparse

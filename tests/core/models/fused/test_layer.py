@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from core.kernels.attention import fused as attention
@@ -324,18 +325,24 @@ def test_what_a_pass_wrote_beside_weights_that_stay_is_not_written_again_on_its_
     assert error(found, learn(model.theirs, tokens)[1]) < 3e-5
 
 
+def loss_before_another_pass(model: PeftModel, tokens: Tensor) -> Tensor:
+    """Return a loss whose backward pass is still to come, after a pass with other adapters in the same model."""
+    found: Tensor = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+    trained = [each for each in model.parameters() if each.requires_grad]
+    kept = [each.data.clone() for each in trained]
+    for each in trained:
+        each.data.mul_(3.0)
+    model(input_ids=tokens, use_cache=False)
+    for each, old in zip(trained, kept, strict=True):
+        each.data.copy_(old)
+    return found
+
+
 def test_what_another_pass_wrote_in_between_is_written_again():
     model, tokens = pair("llama"), ids()
     expected = learn(model.ours, tokens)[1]
     model.ours.zero_grad()
-    loss = model.ours(input_ids=tokens, labels=tokens, use_cache=False).loss
-    trained = [each for each in model.ours.parameters() if each.requires_grad]
-    kept = [each.data.clone() for each in trained]
-    for each in trained:
-        each.data.mul_(3.0)
-    model.ours(input_ids=tokens, use_cache=False)
-    for each, old in zip(trained, kept, strict=True):
-        each.data.copy_(old)
+    loss = loss_before_another_pass(model.ours, tokens)
     loss.backward()
     assert error(gradients(model.ours), expected) < 1e-12
 
@@ -344,14 +351,7 @@ def test_what_was_half_written_when_memory_ran_out_is_written_again(monkeypatch:
     model, tokens = pair("llama"), ids()
     expected = learn(model.ours, tokens)[1]
     model.ours.zero_grad()
-    loss = model.ours(input_ids=tokens, labels=tokens, use_cache=False).loss
-    trained = [each for each in model.ours.parameters() if each.requires_grad]
-    kept = [each.data.clone() for each in trained]
-    for each in trained:
-        each.data.mul_(3.0)
-    model.ours(input_ids=tokens, use_cache=False)
-    for each, old in zip(trained, kept, strict=True):
-        each.data.copy_(old)
+    loss = loss_before_another_pass(model.ours, tokens)
     with monkeypatch.context() as patch:
         patch.setattr(Group, "_spread", Spent(Group._spread, 1))
         with pytest.raises(torch.OutOfMemoryError):
