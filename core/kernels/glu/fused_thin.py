@@ -70,7 +70,8 @@ def glu_gradients(
     blocks = triton.cdiv(width, tiles.columns)
     chunk = _chunk(n, blocks, tiles)
     chunks = triton.cdiv(n, chunk)
-    parts = torch.empty((chunks, gate + up + down, width), dtype=torch.float32, device=dh.device)
+    # Of each chunk all sums one after another, laid out as the gradients they become: nobody need copy them.
+    parts = torch.empty((chunks, (gate + up + down) * width), dtype=torch.float32, device=dh.device)
     dots = torch.empty((blocks, n), dtype=torch.float32, device=dh.device)
     _glu_gradients[(blocks, chunks)](
         dh, gate_up, low, d_low, narrow, out, parts, dots,
@@ -81,8 +82,10 @@ def glu_gradients(
         ROWS=tiles.rows, COLUMNS=tiles.columns, TURNED=tiles.turned,
         num_warps=tiles.warps, num_stages=tiles.stages, maxnreg=tiles.registers,
     )  # fmt: skip
-    of_gate, of_up, of_down = parts.sum(0).split([gate, up, down])
-    return GluGradients(out, of_gate.t(), of_up.t(), of_down, dots.sum(0))
+    of_gate, of_up, of_down = parts.sum(0).split([gate * width, up * width, down * width])
+    return GluGradients(
+        out, of_gate.view(width, gate), of_up.view(width, up), of_down.view(down, width), dots.sum(0)
+    )
 
 
 def _tiles(ranks: tuple[int, int, int], has_share: bool) -> Tiles:
@@ -136,10 +139,20 @@ def _last_sum(bits, values, tile, RANK: tl.constexpr, TURNED: tl.constexpr):
 
 @triton.jit
 def _keep_sum(total, parts, width, column, RANK: tl.constexpr, PADDED: tl.constexpr, TURNED: tl.constexpr):
+    """Store sums [PADDED, COLUMNS], or all of it turned, as [RANK, width]."""
     if RANK > 0:
         inner = tl.arange(0, PADDED)[:, None]
         value = tl.trans(total) if TURNED else total
         tl.store(parts + inner * width + column, value, mask=(inner < RANK) & (column < width))
+
+
+@triton.jit
+def _keep_turned(total, parts, width, column, RANK: tl.constexpr, PADDED: tl.constexpr, TURNED: tl.constexpr):
+    """Store them as [width, RANK]."""
+    if RANK > 0:
+        inner, line = tl.arange(0, PADDED)[None, :], tl.trans(column)
+        value = total if TURNED else tl.trans(total)
+        tl.store(parts + line * RANK + inner, value, mask=(inner < RANK) & (line < width))
 
 
 @triton.jit(do_not_specialize=["n", "chunk"])
@@ -187,7 +200,7 @@ def _glu_gradients(
         of_up = _thin_sum(of_up, values, up_gradient.to(kind), UP, TURNED)
         of_down = _last_sum(of_down, below, (activated * up).to(kind), DOWN, TURNED)
     place = parts + tl.program_id(1).to(tl.int64) * (GATE + UP + DOWN) * width
-    _keep_sum(of_gate, place, width, column, GATE, PADDED_GATE, TURNED)
-    _keep_sum(of_up, place + GATE * width, width, column, UP, PADDED_UP, TURNED)
+    _keep_turned(of_gate, place, width, column, GATE, PADDED_GATE, TURNED)
+    _keep_turned(of_up, place + GATE * width, width, column, UP, PADDED_UP, TURNED)
     of_down = of_down.to(tl.float32, bitcast=True)
     _keep_sum(of_down, place + (GATE + UP) * width, width, column, DOWN, PADDED_DOWN, TURNED)

@@ -3,17 +3,30 @@
 # Kernels are a species of their own: Triton types the arguments, constants are written in capitals.
 # ruff: noqa: ANN001, ANN202, N803
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
+from core.kernels.launches import Launch
 from core.kernels.lora_linear.reference import Adapter, Projection
 
 MOST = 4
 """Adapters that one launch spreads."""
 BLOCK = 2048
+
+
+class Place(NamedTuple):
+    """Where an adapter goes."""
+
+    adapter: Adapter
+    row: int
+    """The first of its outputs."""
+    column: int
+    """The first of its ranks."""
 
 
 class Tiles(NamedTuple):
@@ -30,45 +43,53 @@ WIDE = Tiles(16, 32, 4)
 """For float32, whose products are written out multiplication by multiplication: larger tiles take minutes to compile."""
 
 
-def spread(matrix: torch.Tensor, projections: tuple[Projection, ...], n: int, k: int) -> None:
-    """Write scaled A and B of all adapters into the spare rows and columns of an extended matrix.
+def spreading(
+    matrix: torch.Tensor, projections: tuple[Projection, ...], n: int, k: int
+) -> list[Callable[[], object]]:
+    """Prepare to write scaled A and B of all adapters into the spare rows and columns of an extended matrix.
 
     Args:
         matrix: [n + R, k + R], contiguous rows.
-        projections: In the order of their rows.
+        projections: In the order of their rows; their adapters stay where they are.
         n: Outputs of all of them.
         k: Inputs.
+
+    Returns:
+        What does it, step by step.
     """
-    places: list[tuple[Adapter, int, int]] = []
+    places: list[Place] = []
     row = column = 0
     for each in projections:
         for adapter in each.adapters:
-            places.append((adapter, row, column))
+            places.append(Place(adapter, row, column))
             column += adapter.a.shape[0]
         row += each.rows
-    for first in range(0, len(places), MOST):
-        _launch(matrix, places[first : first + MOST], projections, n, k)
+    parts = [places[first : first + MOST] for first in range(0, len(places), MOST)]
+    if all(tensor.is_contiguous() for place in places for tensor in place.adapter[:2]):
+        return [_spreading(matrix, part, n, k) for part in parts]
+    # What is copied first lies elsewhere every time.
+    return [partial(_spread_copies, matrix, part, n, k) for part in parts]
 
 
-def _launch(
-    matrix: torch.Tensor,
-    places: list[tuple[Adapter, int, int]],
-    projections: tuple[Projection, ...],
-    n: int,
-    k: int,
-) -> None:
+def _spread_copies(matrix: torch.Tensor, places: list[Place], n: int, k: int) -> None:
+    def copied(adapter: Adapter) -> Adapter:
+        return adapter._replace(a=adapter.a.contiguous(), b=adapter.b.contiguous())
+
+    _spreading(matrix, [each._replace(adapter=copied(each.adapter)) for each in places], n, k)()
+
+
+def _spreading(matrix: torch.Tensor, places: list[Place], n: int, k: int) -> Launch:
     count = len(places)
     filled = places + [places[0]] * (MOST - count)
-    tensors = [each for adapter, _, _ in filled for each in (adapter.a, adapter.b)]
-    if any(not each.is_contiguous() for each in tensors):
-        tensors = [each.contiguous() for each in tensors]
+    tensors = [each for place in filled for each in place.adapter[:2]]
     numbers = [
         each
         for adapter, row, column in filled
         for each in (adapter.b.shape[0], adapter.a.shape[0], row, column, adapter.scale)
     ]
-    most = max(max(adapter.a.numel(), adapter.b.numel()) for adapter, _, _ in places)
-    _spread[(-(-most // BLOCK), 2 * count)](matrix, *tensors, *numbers, matrix.stride(0), n, k, BLOCK=BLOCK)
+    most = max(max(place.adapter.a.numel(), place.adapter.b.numel()) for place in places)
+    grid = -(-most // BLOCK), 2 * count
+    return Launch(_spread, grid, matrix, *tensors, *numbers, matrix.stride(0), n, k, BLOCK)
 
 
 def plus_low_rank(other: torch.Tensor, low: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from core.kernels.backend import runs_fused
+from core.kernels.lora_linear.filling import Step, adapter_steps, bias_steps, weight_steps
 from core.kernels.lora_linear.reference import Projection
-from core.kernels.nf4 import Packed, dequantize
+from core.kernels.nf4 import Packed
 from core.kernels.products import multiply
 
 SPARE = 64
@@ -118,27 +119,28 @@ class Group:
             dtype,
             device,
         )
+        self.n: int = self.shape.n
+        """Outputs of all projections."""
+        self.k: int = self.shape.columns
+        """Inputs."""
+        self.ranks: tuple[int, ...] = tuple(each.rank for each in self.projections)
+        """Of each projection's adapters together."""
+        self.rank: int = self.shape.rank
+        """Of all adapters."""
+        self.spare: int = self.shape.spare
+        """Extra columns of an input or of a gradient."""
+        self._filling: tuple[Tensor, list[Step]] | None = None
         self.home = home
 
     @property
-    def n(self) -> int:
-        """Return the outputs of all projections."""
-        return self.shape.n
+    def home(self) -> Tensor | None:
+        """Return the matrix that holds the weights for good, if there is one."""
+        return self._home
 
-    @property
-    def k(self) -> int:
-        """Return the inputs."""
-        return self.shape.columns
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """Return the ranks of each projection's adapters together."""
-        return tuple(each.rank for each in self.projections)
-
-    @property
-    def spare(self) -> int:
-        """Return the extra columns of an input or of a gradient."""
-        return self.shape.spare
+    @home.setter
+    def home(self, matrix: Tensor | None) -> None:
+        # What was prepared for another matrix would keep it alive.
+        self._home, self._filling = matrix, None
 
     def inputs(self, tokens: int) -> Tensor:
         """Make room for an input and its extra columns: [t, k + R], the first k to be written."""
@@ -148,7 +150,6 @@ class Group:
         """Make room for a gradient and its extra columns: [t, n + R], the first n to be written."""
         return torch.empty(tokens, self.n + self.spare, dtype=self.shape.dtype, device=self.shape.device)
 
-    @torch.no_grad()
     def fill(self, scratch: Scratch, owner: int | None = None) -> Tensor:
         """Write weights, biases and adapters into the extended matrix.
 
@@ -157,40 +158,31 @@ class Group:
             owner: Who asks. A group's own matrix that the same one was given last is returned as it is: adapters must
                 not change in between. None has everything written.
         """
-        matrix = self.home if self.home is not None else scratch.matrix(self.shape)
-        if self.home is not None:
+        matrix = self.home
+        if matrix is None:
+            matrix = scratch.matrix(self.shape)
+        else:
             if owner is not None and getattr(matrix, _OWNER, None) == owner:
                 return matrix
             # Nobody's until it is whole: memory may run out while it is written.
             setattr(matrix, _OWNER, None)
-        row = 0
-        for each in self.projections:
-            rows = slice(row, row + each.rows)
-            if self.home is None:
-                write(each.weight, matrix[rows, : self.k])
-            if each.bias is not None:
-                matrix[rows, self.k + self.shape.rank].copy_(each.bias)
-            row += each.rows
-        if self.shape.rank:
-            self._spread(matrix)
+        self._write(matrix)
         if self.home is not None:
             setattr(matrix, _OWNER, owner)
         return matrix
 
-    def _spread(self, matrix: Tensor) -> None:
-        if runs_fused(matrix.device) and matrix.dtype != torch.float64:
-            from core.kernels.lora_linear.fused import spread
+    @torch.no_grad()
+    def _write(self, matrix: Tensor) -> None:
+        if self._filling is None or self._filling[0] is not matrix:
+            self._filling = matrix, self._steps(matrix)
+        for step in self._filling[1]:
+            step()
 
-            spread(matrix, self.projections, self.n, self.k)
-            return
-        row, column = 0, self.k
-        for each in self.projections:
-            for a, b, scale in each.adapters:
-                end = column + int(a.shape[0])
-                matrix[row : row + each.rows, column:end].copy_(b)
-                torch.mul(a, scale, out=matrix[self.n + column - self.k : self.n + end - self.k, : self.k])
-                column = end
-            row += each.rows
+    def _steps(self, matrix: Tensor) -> list[Step]:
+        """Prepare what ``fill`` does to a matrix; a home holds its weights already."""
+        steps = weight_steps(self.projections, matrix, self.k) if self.home is None else []
+        steps += bias_steps(self.projections, matrix, self.k + self.rank)
+        return steps + (adapter_steps(self.projections, matrix, self.n, self.k) if self.rank else [])
 
     def forward(self, matrix: Tensor, x: Tensor) -> Tensor:
         """Compute all outputs [t, n], side by side, and the extra columns of the input.
@@ -227,7 +219,7 @@ class Group:
             return (multiply(x, weight) if other is None else torch.addmm(other, x, weight)), None
         low = self.low(matrix, x)
         if self.shape.has_bias:
-            low[:, self.shape.rank].fill_(1.0)
+            low[:, self.rank].fill_(1.0)
         up = matrix[: self.n, self.k :]
         return multiply(x, weight, out=plus_low_rank(other, low, up), onto=True), low
 
@@ -237,7 +229,7 @@ class Group:
             return
         torch.mm(x[:, : self.k], matrix[self.n :, : self.k].t(), out=x[:, self.k :])
         if self.shape.has_bias:
-            x[:, self.k + self.shape.rank].fill_(1.0)
+            x[:, self.k + self.rank].fill_(1.0)
 
     def low(self, matrix: Tensor, x: Tensor) -> Tensor:
         """Compute the adapters' inner values x (sA)' alone: [t, R]."""
@@ -284,7 +276,7 @@ class Group:
             low: [t, R], the input's extra columns; not read if there is no adapter.
             up: dy' low [n, the ranks], if somebody has it already.
         """
-        rank, n = self.shape.rank, self.n
+        rank, n = self.rank, self.n
         if not rank:
             return ()
         down = exact_product(dy[:, n : n + rank].t(), x[:, : self.k])
@@ -322,10 +314,9 @@ def at_home(projections: Sequence[Projection], dtype: torch.dtype) -> Tensor:
     """Make an extended matrix that holds the frozen weights for good; those of 4 bits expanded."""
     shape = Group(projections, dtype).shape
     matrix = torch.zeros(shape.size, dtype=dtype, device=shape.device)
-    row = 0
-    for each in projections:
-        write(each.weight, matrix[row : row + each.rows, : shape.columns])
-        row += each.rows
+    with torch.no_grad():
+        for step in weight_steps(tuple(projections), matrix, shape.columns):
+            step()
     return matrix
 
 
@@ -338,14 +329,6 @@ def plus_low_rank(other: Tensor | None, low: Tensor, up: Tensor) -> Tensor:
 
         return fused.plus_low_rank(other, low, up)
     return torch.addmm(other, low, up.t())
-
-
-def write(weight: Tensor | Packed, out: Tensor) -> None:
-    """Write a frozen weight, expanded if it is packed."""
-    if isinstance(weight, Packed):
-        dequantize(weight, out=out)
-    else:
-        out.copy_(weight)
 
 
 def scaled(tensor: Tensor, scale: float) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
+from core.kernels.launches import Launch
 from core.kernels.nf4.reference import Packed
 
 # A word of 32 bits holds eight weights: one word read, sixteen bytes of bfloat16 written per lane.
@@ -70,25 +71,31 @@ def _unpack_singles(
 
 
 def dequantize(packed: Packed, out: torch.Tensor | None = None) -> torch.Tensor:
-    """Unpack a weight of four bits; see `core.kernels.nf4.dequantize`.
+    """Unpack a weight of four bits; see `core.kernels.nf4.dequantize`."""
+    if out is None:
+        out = torch.empty(packed.shape, dtype=packed.dtype, device=packed.data.device)
+    unpacking(packed, out)()
+    return out
+
+
+def unpacking(packed: Packed, out: torch.Tensor) -> Launch:
+    """Prepare to unpack a weight of four bits; see `core.kernels.nf4.unpacking`.
 
     Products and sums are never contracted into one rounding (`enable_fp_fusion=False`): bitsandbytes rounds the
     scale's product before it adds the offset, in separate kernels.
     """
     rows, columns = packed.shape
-    if out is None:
-        out = torch.empty(rows, columns, dtype=packed.dtype, device=packed.data.device)
     data, weights, stride = packed.data.view(-1), rows * columns, out.stride(0)
     scales = (packed.absmax, packed.code, packed.nested_absmax, packed.nested_code, packed.offset)
     if columns % 8 or packed.blocksize % 8 or data.data_ptr() % 4:
-        _unpack_singles[(triton.cdiv(weights, SINGLES),)](
+        return Launch(
+            _unpack_singles, (triton.cdiv(weights, SINGLES),),
             data.view(torch.uint8), *scales, out, weights, columns, stride,
             packed.blocksize, packed.nested_blocksize, SINGLES, num_warps=WARPS, enable_fp_fusion=False,
         )  # fmt: skip
-        return out
     words = weights // 8
-    _unpack_words[(triton.cdiv(words, WORDS),)](
+    return Launch(
+        _unpack_words, (triton.cdiv(words, WORDS),),
         data.view(torch.int32), *scales, out, words, stride, columns // 8 if stride != columns else 1,
         packed.blocksize, packed.nested_blocksize, stride != columns, WORDS, num_warps=WARPS, enable_fp_fusion=False,
     )  # fmt: skip
-    return out

@@ -73,7 +73,11 @@ def try_multiply(x: Tensor, w: Tensor, out: Tensor | None, *, onto: bool) -> Ten
         return None
     if out is None:
         out = torch.empty(x.shape[0], w.shape[1], dtype=x.dtype, device=x.device)
-    if out.stride(1) != 1 or out.dtype != x.dtype or any(each.data_ptr() % ALIGNMENT for each in (x, w, out)):
+    if (
+        out.stride(1) != 1
+        or out.dtype != x.dtype
+        or (x.data_ptr() | w.data_ptr() | out.data_ptr()) % ALIGNMENT
+    ):
         return None
     key = key_of(x, w, out)
     try:
@@ -96,7 +100,7 @@ def run(ready: Ready, x: Tensor, w: Tensor, out: Tensor, *, onto: bool = False) 
     """Multiply by a chosen algorithm; False if the library refused."""
     library, handle = opened(x.device.index)
     first, second, third = ready.layouts
-    stream = torch.cuda.current_stream(x.device).cuda_stream
+    stream = torch._C._cuda_getCurrentRawStream(x.device.index)
     room = workspace(x.device.index, stream)
     result = ctypes.c_void_p(out.data_ptr())
     status = library.cublasLtMatmul(

@@ -70,7 +70,8 @@ def rms_norm_gradients(
     blocks = triton.cdiv(width, tiles.columns)
     chunk = _chunk(n, blocks, tiles)
     chunks = triton.cdiv(n, chunk)
-    parts = torch.empty((chunks, sum(ranks), width), dtype=torch.float32, device=dy.device)
+    # Of each chunk all sums one after another, laid out as the gradients they become: nobody need copy them.
+    parts = torch.empty((chunks, sum(ranks) * width), dtype=torch.float32, device=dy.device)
     _rms_norm_gradients[(blocks, chunks)](
         dy, x, weight, rstd, dot, low, narrow, add, low_add, low_x, out, parts,
         dy.stride(0), x.stride(0), low.stride(0), narrow.stride(0), add.stride(0), low_add.stride(0), low_x.stride(0),
@@ -79,8 +80,10 @@ def rms_norm_gradients(
         ROWS=tiles.rows, COLUMNS=tiles.columns, STAGES=tiles.stages,
         num_warps=tiles.warps, maxnreg=tiles.registers,
     )  # fmt: skip
-    of_narrow, of_add, of_x = parts.sum(0).split(ranks)
-    return NormGradients(out, of_narrow, of_add.t(), of_x.t())
+    of_narrow, of_add, of_x = parts.sum(0).split([each * width for each in ranks])
+    return NormGradients(
+        out, of_narrow.view(rank, width), of_add.view(width, rank_add), of_x.view(width, rank_x)
+    )
 
 
 def _chunk(n: int, blocks: int, tiles: Tiles) -> int:
@@ -101,9 +104,18 @@ def _thin_sum(total, thin, is_row, tile, RANK: tl.constexpr, PADDED: tl.constexp
 
 @triton.jit
 def _keep_sum(total, parts, width, column, RANK: tl.constexpr, PADDED: tl.constexpr):
+    """Store sums [COLUMNS, PADDED] as [RANK, width]."""
     if RANK > 0:
         inner = tl.arange(0, PADDED)[:, None]
         tl.store(parts + inner * width + column, tl.trans(total), mask=(inner < RANK) & (column < width))
+
+
+@triton.jit
+def _keep_turned(total, parts, width, column, RANK: tl.constexpr, PADDED: tl.constexpr):
+    """Store them as [width, RANK]."""
+    if RANK > 0:
+        inner, line = tl.arange(0, PADDED)[None, :], tl.trans(column)
+        tl.store(parts + line * RANK + inner, total, mask=(inner < RANK) & (line < width))
 
 
 @triton.jit(do_not_specialize=["n", "chunk"])
@@ -156,5 +168,5 @@ def _rms_norm_gradients(
         low_add, low_x = low_add + step * low_add_stride, low_x + step * low_x_stride
     place = parts + tl.program_id(1).to(tl.int64) * (RANK + RANK_ADD + RANK_X) * width
     _keep_sum(of_narrow * tl.trans(scale), place, width, column, RANK, PADDED)
-    _keep_sum(of_add, place + RANK * width, width, column, RANK_ADD, PADDED_ADD)
-    _keep_sum(of_x, place + (RANK + RANK_ADD) * width, width, column, RANK_X, PADDED_X)
+    _keep_turned(of_add, place + RANK * width, width, column, RANK_ADD, PADDED_ADD)
+    _keep_turned(of_x, place + (RANK + RANK_ADD) * width, width, column, RANK_X, PADDED_X)

@@ -83,7 +83,7 @@ def gradients_below(
         x: [t, e].
         rstd: The norm's reciprocal roots [t].
     """
-    rank, n = group.shape.rank, group.n
+    rank, n = group.rank, group.n
     if not rank:
         return ()
     up = exact_product(dy[:, :n].t(), kept_small(run, index, name)[:, :rank])
@@ -128,7 +128,7 @@ def low_of(run: Pass, index: int, name: str) -> Tensor | None:
     """Return the kept inner values of a projection's adapters [t, R], R their ranks; None if it has none."""
     site = run.sites[index]
     group = {"low_o": site.o, "low_down": site.down}[name]
-    return kept_small(run, index, name)[:, : group.shape.rank] if group.shape.rank else None
+    return kept_small(run, index, name)[:, : group.rank] if group.rank else None
 
 
 def recall_low(run: Pass, index: int, name: str, out: Tensor) -> None:

@@ -89,7 +89,7 @@ def through_gate_thin(
         What the kernel formed, and the gradient of what the down projection returned [t, e].
     """
     site, index, down, f = recalled.site, recalled.index, recalled.site.down, recalled.site.inner
-    d_out, rank, (of_gate, of_up) = dy, down.shape.rank, site.gate_up.ranks
+    d_out, rank, (of_gate, of_up) = dy, down.rank, site.gate_up.ranks
     if site.after_mlp is not None:
         d_out = dy.new_empty(dy.shape)
         sublayer_gradient(run, recalled, site.after_mlp, "mlp_out", dy, d_out)
@@ -162,7 +162,7 @@ def through_up_thin(
     else:
         d_residual = wide if site.o.spare == up.spare else site.o.gradients(wide.shape[0])
     passed = norm_gradients(
-        site.before_mlp, up.shape.rank, kept_small(run, index, "rstd_mlp"), residual, wide, found.dot,
+        site.before_mlp, up.rank, kept_small(run, index, "rstd_mlp"), residual, wide, found.dot,
         up.narrow(matrix), dy, d_residual[:, :e], low_add=low_down if site.after_mlp is None else None,
         low_x=low_o if site.after_attention is None else None,
     )  # fmt: skip

@@ -37,7 +37,7 @@ def job(label: str, base: str, system: System, storage: Literal["nf4", "bf16"] =
     return Job(label, base, storage, system, {"rows": ROWS, "micro_batch": ROWS, "length": LENGTH} | more)
 
 
-LONG: dict[str, Any] = {"rows": 1, "micro_batch": 1, "length": 32_768, "steps": 8, "warmup": 2}
+LONG: dict[str, Any] = {"rows": 1, "micro_batch": 1, "length": 32_768}
 JOBS = (
     job("1b", "llama-1b", "fused", budget=0.85), job("1b", "llama-1b", "unsloth"),
     job("4b", "qwen3-4b", "fused", budget=0.4), job("4b", "qwen3-4b", "unsloth"),

@@ -1,12 +1,14 @@
 """Groups of frozen layers with adapters against their definition and autograd in float64."""
 
+import weakref
 from typing import NamedTuple
 
 import pytest
 import torch
 from bitsandbytes import functional
 
-from core.kernels.lora_linear import Adapter, Group, Projection, Scratch, fused, lora_linear
+from core.kernels import nf4
+from core.kernels.lora_linear import Adapter, Group, Projection, Scratch, filling, fused, lora_linear
 from core.kernels.lora_linear import group as plain
 from core.kernels.nf4 import Packed, dequantize
 from tests.core.kernels.conftest import (
@@ -39,7 +41,8 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 @pytest.fixture(params=["plain", "triton"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Without a GPU the kernels are chosen by hand."""
-    monkeypatch.setattr(plain, "runs_fused", lambda _: request.param == "triton")
+    for module in (plain, filling, nf4):
+        monkeypatch.setattr(module, "runs_fused", lambda _: request.param == "triton")
     return request.param
 
 
@@ -330,9 +333,12 @@ def test_one_launch_writes_the_bits_that_copies_write_and_nothing_else(name, dty
     group = Group(layers, dtype)
     size = group.n + group.spare, group.k + group.spare
     ours, theirs = (torch.full(size, float("nan"), dtype=dtype, device=DEVICE) for _ in range(2))
-    fused.spread(ours, layers, group.n, group.k)
-    monkeypatch.setattr(plain, "runs_fused", lambda _: False)
-    group._spread(theirs)
+    for step in fused.spreading(ours, layers, group.n, group.k):
+        step()
+    monkeypatch.setattr(filling, "runs_fused", lambda _: False)
+    with torch.no_grad():
+        for step in filling.adapter_steps(layers, theirs, group.n, group.k):
+            step()
     assert torch.equal(ours.isnan(), theirs.isnan())
     assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
     written = sum(one.a.numel() + one.b.numel() for each in layers for one in each.adapters)
@@ -352,9 +358,44 @@ def test_adapters_that_lie_apart_in_memory_are_spread_alike():
     group = Group(layers, torch.float32)
     size = group.n + group.spare, group.k + group.spare
     ours, theirs = (torch.zeros(size, device=DEVICE) for _ in range(2))
-    fused.spread(ours, layers, group.n, group.k)
-    fused.spread(theirs, apart, group.n, group.k)
+    for matrix, held in ((ours, layers), (theirs, apart)):
+        for step in fused.spreading(matrix, held, group.n, group.k):
+            step()
     assert torch.equal(ours, theirs)
+
+
+def adapters_of(layers: tuple[Projection, ...]) -> list[torch.Tensor]:
+    return [each for layer in layers for one in layer.adapters for each in (one.a, one.b)]
+
+
+@pytest.mark.parametrize("packs", [False, True])
+@pytest.mark.parametrize("at_home", [False, True])
+def test_a_matrix_is_written_anew_with_what_adapters_hold_by_then(at_home, packs, path):
+    layers = projections("two on one", torch.bfloat16, kind=torch.float32)
+    layers = tuple(each._replace(weight=pack(each.weight, True)) for each in layers) if packs else layers
+    home = plain.at_home(layers, torch.bfloat16) if at_home else None
+    group, scratch = Group(layers, torch.bfloat16, home=home), Scratch()
+    with torch.inference_mode():
+        group.fill(scratch)
+    for each in adapters_of(layers):
+        each.mul_(-3.0)
+    # Somebody else has used the room in between.
+    Group(layers[:1], torch.bfloat16).fill(scratch)
+    found = group.fill(scratch)
+    assert torch.equal(found, Group(layers, torch.bfloat16).fill(Scratch()))
+    for each in adapters_of(layers):
+        each.add_(1.0)
+    assert torch.equal(group.fill(scratch), Group(layers, torch.bfloat16).fill(Scratch()))
+
+
+def test_a_matrix_that_is_let_go_of_is_free():
+    layers = projections("six", torch.float32)
+    group, scratch = Group(layers, torch.float32, home=plain.at_home(layers, torch.float32)), Scratch()
+    group.fill(scratch)
+    held = weakref.ref(group.home)
+    group.home = None
+    assert held() is None
+    assert group.fill(scratch) is scratch.matrix(group.shape)
 
 
 def test_without_a_residual_the_share_is_returned_alone():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from core.data.batches import collate, collate_packed
 from core.kernels.attention import fused as attention
+from core.kernels.lora_linear import Group
 from core.models.fused.state import FusedNotice
 from tests.core.kernels.interpreter import round_as_hardware_does
 from tests.core.models.fused.test_hazards import documents, step
@@ -163,7 +164,8 @@ def test_the_gpu_path_is_the_one_that_these_tests_run(triton: None, monkeypatch:
         counted(monkeypatch, norm, "accumulate_rms_norm") as added,
         counted(monkeypatch, norm, "rms_norm_backward") as norms,
         counted(monkeypatch, rope, "rope_backward") as turns,
-        counted(monkeypatch, lora, "spread") as spreads,
+        counted(monkeypatch, lora, "spreading") as prepared,
+        counted(monkeypatch, Group, "_write") as written,
         counted(monkeypatch, attention.Plain, "backward") as seen,
     ):
         learn(model.ours, tokens)
@@ -172,6 +174,6 @@ def test_the_gpu_path_is_the_one_that_these_tests_run(triton: None, monkeypatch:
     assert len(norms) == 3
     assert len(added) == 6
     # Once in the forward pass; on the way back they stand there.
-    assert len(spreads) == 4 * 3
+    assert len(written) == len(prepared) == 4 * 3
     if DEVICE.type == "cpu":  # On a GPU cuDNN computes attention.
         assert len(seen) == 3

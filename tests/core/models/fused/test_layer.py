@@ -19,7 +19,6 @@ from tests.core.models.fused.tiny import (
     KINDS,
     POLICIES,
     Pair,
-    Spent,
     counted,
     error,
     gradients,
@@ -319,7 +318,7 @@ def test_what_a_pass_wrote_beside_weights_that_stay_is_not_written_again_on_its_
 ):
     model, tokens = pair("llama"), ids()
     for _ in range(2):
-        with counted(monkeypatch, Group, "_spread") as written:
+        with counted(monkeypatch, Group, "_write") as written:
             _, found = learn(model.ours, tokens)
         assert len(written) == 4 * len(model.state.layers)
     assert error(found, learn(model.theirs, tokens)[1]) < 3e-5
@@ -352,8 +351,16 @@ def test_what_was_half_written_when_memory_ran_out_is_written_again(monkeypatch:
     expected = learn(model.ours, tokens)[1]
     model.ours.zero_grad()
     loss = loss_before_another_pass(model.ours, tokens)
+
+    def half(group: Group, matrix: Tensor) -> None:
+        steps = group._steps(matrix)
+        with torch.no_grad():
+            for step in steps[: len(steps) // 2]:
+                step()
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
     with monkeypatch.context() as patch:
-        patch.setattr(Group, "_spread", Spent(Group._spread, 1))
+        patch.setattr(Group, "_write", half)
         with pytest.raises(torch.OutOfMemoryError):
             loss.backward(retain_graph=True)
     model.ours.zero_grad()
