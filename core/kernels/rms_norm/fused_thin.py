@@ -103,6 +103,17 @@ def _thin_sum(total, thin, is_row, tile, RANK: tl.constexpr, PADDED: tl.constexp
 
 
 @triton.jit
+def _last_sum(bits, thin, is_row, tile, RANK: tl.constexpr, PADDED: tl.constexpr):
+    """Add to sums that are carried as whole numbers, which makes the compiler wait for them, and so for all before.
+
+    It would leave the products under way into the next tile, where the share's needs a wait; ptxas then runs them all
+    one by one.
+    """
+    total = _thin_sum(bits.to(tl.float32, bitcast=True), thin, is_row, tile, RANK, PADDED)
+    return total.to(tl.int32, bitcast=True)
+
+
+@triton.jit
 def _keep_sum(total, parts, width, column, RANK: tl.constexpr, PADDED: tl.constexpr):
     """Store sums [COLUMNS, PADDED] as [RANK, width]."""
     if RANK > 0:
@@ -135,7 +146,7 @@ def _rms_norm_gradients(
     right = tl.load(place, mask=(inner < RANK)[:, None] & is_column, other=0.0)
     of_narrow = tl.zeros((COLUMNS, PADDED), dtype=tl.float32)
     of_add = tl.zeros((COLUMNS, PADDED_ADD), dtype=tl.float32)
-    of_x = tl.zeros((COLUMNS, PADDED_X), dtype=tl.float32)
+    of_x = tl.zeros((COLUMNS, PADDED_X), dtype=tl.int32)
     kind = dx.dtype.element_ty
     first, share_of_row = tl.program_id(1) * chunk, 1.0 / width
     # Places move on by addition: to multiply rows and strides anew for every tile is a tenth of all instructions.
@@ -162,11 +173,12 @@ def _rms_norm_gradients(
         tl.store(dx, rounded, mask=real)
         of_narrow = tl.dot(tl.trans(values), (left.to(tl.float32) * reciprocal).to(kind), of_narrow)
         of_add = _thin_sum(of_add, low_add, is_row, added, RANK_ADD, PADDED_ADD)
-        of_x = _thin_sum(of_x, low_x, is_row, rounded, RANK_X, PADDED_X)
+        of_x = _last_sum(of_x, low_x, is_row, rounded, RANK_X, PADDED_X)
         dy, x, add = dy + step * dy_stride, x + step * x_stride, add + step * add_stride
         dx, low = dx + step * dx_stride, low + step * low_stride
         low_add, low_x = low_add + step * low_add_stride, low_x + step * low_x_stride
     place = parts + tl.program_id(1).to(tl.int64) * (RANK + RANK_ADD + RANK_X) * width
     _keep_sum(of_narrow * tl.trans(scale), place, width, column, RANK, PADDED)
     _keep_turned(of_add, place + RANK * width, width, column, RANK_ADD, PADDED_ADD)
+    of_x = of_x.to(tl.float32, bitcast=True)
     _keep_turned(of_x, place + (RANK + RANK_ADD) * width, width, column, RANK_X, PADDED_X)
