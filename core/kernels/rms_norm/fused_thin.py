@@ -180,5 +180,6 @@ def _rms_norm_gradients(
     place = parts + tl.program_id(1).to(tl.int64) * (RANK + RANK_ADD + RANK_X) * width
     _keep_sum(of_narrow * tl.trans(scale), place, width, column, RANK, PADDED)
     _keep_turned(of_add, place + RANK * width, width, column, RANK_ADD, PADDED_ADD)
-    of_x = of_x.to(tl.float32, bitcast=True)
-    _keep_turned(of_x, place + (RANK + RANK_ADD) * width, width, column, RANK_X, PADDED_X)
+    _keep_turned(
+        of_x.to(tl.float32, bitcast=True), place + (RANK + RANK_ADD) * width, width, column, RANK_X, PADDED_X
+    )

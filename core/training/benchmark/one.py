@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from core.data.batches import Batch
+from core.kernels.attention import KernelNotice
 from core.models.frameworks import FrameworkNotice
 from core.models.fused.state import FusedNotice
 from core.models.quantized import base_format
@@ -32,6 +33,7 @@ PACKAGES = (
     "unsloth",
     "unsloth-zoo",
     "liger-kernel",
+    "flash-attn-4",
 )
 SMI = ("nvidia-smi", "--query-gpu=clocks.sm,power.draw,temperature.gpu,clocks_event_reasons.active",
        "--format=csv,noheader")  # fmt: skip
@@ -87,7 +89,8 @@ def compared(prepared: Prepared, batches: list[Batch], case: Case) -> Parity:
 
 def notices(told: list[warnings.WarningMessage], prepared: Prepared, case: Case) -> tuple[str, ...]:
     """Return what an engine said about itself, and the micro-batch that it chose."""
-    said = [str(each.message) for each in told if issubclass(each.category, (FrameworkNotice, FusedNotice))]
+    kinds = (FrameworkNotice, FusedNotice, KernelNotice)
+    said = [str(each.message) for each in told if issubclass(each.category, kinds)]
     if prepared.micro_batch != (case.micro_batch or case.rows):
         said.append(f"micro-batch of {prepared.micro_batch}, its own choice")
     return tuple(dict.fromkeys(said))

@@ -30,6 +30,7 @@ if "unsloth" in sys.argv and "--system" in sys.argv:
 import torch
 from peft import PeftModel
 
+from core.kernels.attention import KernelNotice
 from core.models.adapters import attach
 from core.models.config import Framework
 from core.models.frameworks import FrameworkNotice
@@ -166,7 +167,7 @@ class Marathon:
                     self.compared.add(name)
                     prepared = renewed(model, case)
                 measured = self.timed(prepared, case, parity)
-            kinds = (FrameworkNotice, FusedNotice)
+            kinds = (FrameworkNotice, FusedNotice, KernelNotice)
             notes = tuple(sorted({str(each.message) for each in told if issubclass(each.category, kinds)}))
             measured = measured.model_copy(update={"notes": notes})
         except Exception as error:  # noqa: BLE001 - one failing line must not end the others

@@ -1,5 +1,6 @@
 """The fastest kernel for attention is found by timing the candidates, once for every shape."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,11 +9,16 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from core.kernels.attention import Attended, Chooser, Documents, Kernel
-from core.kernels.attention.fused import KERNELS, PLAIN
+from core.kernels.attention.agreement import ALLOWED, KernelNotice, disagreement, drawn
+from core.kernels.attention.fused import KERNELS, PLAIN, Plain
+from tests.core.kernels.attention_inputs import STARTS, documents
+from tests.core.kernels.conftest import DEVICE
 
 
 class Candidate:
     """A kernel for the chooser to choose; it computes nothing."""
+
+    is_trusted = True
 
     def __init__(self, name: str, takes: float, *, fits: bool = True, raises: Exception | None = None):
         self.name, self.takes, self.is_fit, self.error = name, takes, fits, raises
@@ -30,6 +36,29 @@ class Candidate:
     def backward(self, grad: torch.Tensor, *_: Any) -> tuple[torch.Tensor, ...]:
         self.runs += 100
         return grad, grad, grad
+
+
+class Computing(Candidate):
+    """One that computes the definition, and then spoils a result."""
+
+    def __init__(self, name: str, takes: float, *, is_trusted: bool = False, **more: Any):
+        super().__init__(name, takes, **more)
+        self.is_trusted = is_trusted
+        self.spoils = {place: lambda right: right for place in ("out", "dq", "dk", "dv")}
+
+    def spoiling(self, place: str, how: Callable[[torch.Tensor], torch.Tensor]) -> "Computing":
+        self.spoils[place] = how
+        return self
+
+    def forward(self, q: torch.Tensor, *more: Any) -> Attended:
+        super().forward(q)
+        done = Plain().forward(q, *more)
+        return Attended(self.spoils["out"](done.out), (done.out,))
+
+    def backward(self, grad: torch.Tensor, *more: Any) -> tuple[torch.Tensor, ...]:
+        super().backward(grad)
+        found = Plain().backward(grad, *more)
+        return tuple(self.spoils[place](each) for place, each in zip(("dq", "dk", "dv"), found, strict=True))
 
 
 class Clock:
@@ -137,4 +166,137 @@ def test_numbers_of_32_bits_take_the_definition():
 def test_without_a_gpu_the_definition_is_taken():
     q = torch.empty(1, 4, 8, 64, dtype=torch.bfloat16)
     assert Chooser().choose(q, q, q, 0.125, None, None) is PLAIN
-    assert [each.name for each in KERNELS] == ["cudnn", "flash"]
+    assert [each.name for each in KERNELS] == ["cudnn", "flash4", "flash"]
+
+
+def measured(
+    *candidates: Candidate,
+    s: int = 63,
+    window: int | None = None,
+    held: Documents | None = None,
+    dtype: torch.dtype = torch.float32,
+    chooser: Chooser | None = None,
+) -> Kernel:
+    """Choose on this machine, whatever it has."""
+    q, k = (torch.zeros(2, heads, s, 16, device=DEVICE, dtype=dtype) for heads in (4, 2))
+    return (chooser or offered(*candidates)[0]).measure(q, k, k, 0.25, window, held)
+
+
+def trusted(**more: Any) -> Computing:
+    return Computing("own", 2.0, is_trusted=True, **more)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("window", [None, 1, 7])
+@pytest.mark.parametrize("with_documents", [False, True], ids=["rows", "documents"])
+def test_another_s_kernel_that_agrees_is_chosen_by_its_time(with_documents, window, dtype):
+    held = documents(STARTS) if with_documents else None
+    asked_for: dict[str, Any] = {"window": window, "held": held, "dtype": dtype}
+    quick = Computing("quick", 1.0).spoiling("dk", lambda right: right * 1.01)
+    assert measured(quick, trusted(), **asked_for) is quick
+    slow = Computing("slow", 3.0)
+    assert measured(slow, trusted(), **asked_for).name == "own"
+
+
+WRONG: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "half as much again": lambda right: right * 1.5,
+    "a little too large": lambda right: right * 1.06,
+    "heads in another order": lambda right: right.flip(1),
+    "one number is none": lambda right: right.index_fill(2, torch.tensor([5], device=DEVICE), torch.nan),
+    "infinite": lambda right: right / 0,
+    "nothing": torch.zeros_like,
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+@pytest.mark.parametrize("place", ["out", "dq", "dk", "dv"])
+def test_another_s_kernel_that_errs_is_passed_over_and_that_is_said_once(place, how):
+    quick = Computing("quick", 1.0).spoiling(place, WRONG[how])
+    own = trusted()
+    chooser, clock = offered(quick, own)
+    with pytest.warns(KernelNotice, match="attention by quick is not used: it errs by") as told:
+        assert measured(chooser=chooser) is own
+        assert measured(chooser=chooser, s=64) is own
+    assert len(told) == 1 and clock.asked == 0
+    assert quick.runs == 2 * 101, "judged at each shape"
+
+
+def test_what_is_zero_is_compared_absolutely():
+    """The gradient of a softmax over one token: right kernels leave noise of their own there."""
+    quick = Computing("quick", 1.0).spoiling("dq", lambda right: right + 1e-5)
+    assert measured(quick, trusted(), s=1) is quick
+    with pytest.warns(KernelNotice):
+        wrong = Computing("wrong", 1.0).spoiling("dq", lambda right: right + 1e-2)
+        assert measured(wrong, trusted(), s=1).name == "own"
+
+
+@pytest.mark.filterwarnings("error")
+def test_without_one_that_is_trusted_another_s_is_not_chosen():
+    quick, unfit = Computing("quick", 1.0), trusted(fits=False)
+    assert measured(quick) is PLAIN and measured(quick, unfit) is PLAIN
+    fails, also = (trusted(raises=RuntimeError("no plan")) for _ in range(2))
+    assert measured(quick, fails, also) is PLAIN and quick.runs == 0
+    works = Computing("works", 2.0, is_trusted=True)
+    assert measured(quick, fails, works) is quick
+    assert measured(Computing("other", 0.1), quick) is PLAIN, "two of them are no proof"
+
+
+@pytest.mark.filterwarnings("error")
+def test_another_s_kernel_that_fails_is_passed_over_also_for_want_of_memory():
+    own = trusted()
+    for error in (RuntimeError("flash-attn-4: no kernel"), torch.OutOfMemoryError("no room")):
+        assert measured(Computing("quick", 1.0, raises=error), own) is own
+    assert own.runs == 202, "alone, it is not timed"
+    full = trusted(raises=torch.OutOfMemoryError("no room"))
+    chooser, clock = offered(Computing("quick", 1.0), full, own)
+    with pytest.raises(torch.OutOfMemoryError):
+        measured(chooser=chooser)
+    assert clock.asked == 1, (
+        "nothing was compared with another one instead, and what is trusted ran out by itself"
+    )
+
+
+def test_the_comparison_uses_up_nobodys_random_numbers_and_lies_as_a_layer_does():
+    q, k = (torch.empty(2, heads, 63, 16, device=DEVICE) for heads in (4, 2))
+    before = torch.random.get_rng_state()
+    assert disagreement(Plain(), [Plain()], q, k, 0.25, None, None) == 0
+    assert torch.equal(torch.random.get_rng_state(), before)
+    query, key, value, grad = drawn(q, k)
+    assert query.shape == grad.shape == q.shape and key.shape == value.shape == k.shape
+    assert {each.dtype for each in (query, key, value, grad)} == {q.dtype}
+    assert query.stride() == (63 * 8 * 16, 16, 8 * 16, 1), "part of one wide matrix, as a layer has it"
+    assert grad.transpose(1, 2).is_contiguous()
+    assert all(abs(each.std().item() - 1) < 0.1 for each in (query, key, value, grad))
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_a_compiler_says_at_the_first_use_is_not_passed_on():
+    def loud(right: torch.Tensor) -> torch.Tensor:
+        warnings.warn("argument 17 cannot be converted", stacklevel=1)
+        return right
+
+    q = torch.empty(1, 2, 9, 16, device=DEVICE)
+    kernel = Computing("quick", 1.0).spoiling("out", loud).spoiling("dv", loud)
+    assert disagreement(kernel, [Plain()], q, q, 0.25, None, None) == 0
+
+
+class Exact(Plain):
+    """The definition in float64, rounded once."""
+
+    def forward(self, *tensors: Any) -> Attended:
+        q, k, v, *more = tensors
+        done = super().forward(*(each.double() for each in (q, k, v)), *more)
+        return Attended(done.out.to(q.dtype), ())
+
+    def backward(self, *tensors: Any) -> tuple[torch.Tensor, ...]:
+        *given, done, scale, window, held = tensors
+        found = super().backward(*(each.double() for each in given), done, scale, window, held)
+        return tuple(each.to(given[0].dtype) for each in found)
+
+
+@pytest.mark.parametrize("s", [1, 63, 500])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_rounding_to_16_bits_is_far_within_what_is_allowed(dtype, s):
+    q, k = (torch.empty(1, heads, s, 64, device=DEVICE, dtype=dtype) for heads in (4, 2))
+    assert disagreement(Plain(), [Exact()], q, k, 0.125, None, None) < ALLOWED / 2

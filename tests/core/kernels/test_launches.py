@@ -7,6 +7,10 @@ import triton
 import triton.language as tl
 
 from core.kernels.launches import Launch
+from core.kernels.lora_linear import Adapter, Projection
+from core.kernels.lora_linear import fused as lora
+from core.kernels.nf4 import Packed
+from core.kernels.nf4 import fused as nf4
 from tests.core.kernels.conftest import DEVICE
 
 
@@ -50,6 +54,28 @@ def test_where_nothing_is_compiled_every_launch_asks() -> None:
     launch = Launch(kernel, (4,), 1)
     launch(), launch()
     assert kernel.asked == 2
+
+
+def test_every_launch_that_is_prepared_names_all_that_its_kernel_takes() -> None:
+    """A kernel that was found is given its arguments as they are: nobody adds what is left out."""
+    matrix = torch.zeros(64 + 64, 32 + 64, device=DEVICE)
+    adapter = Adapter(torch.zeros(16, 32, device=DEVICE), torch.zeros(64, 16, device=DEVICE), 1.0)
+    projection = Projection(torch.zeros(64, 32, device=DEVICE), None, (adapter,))
+    made: list[Any] = [*lora.spreading(matrix, (projection,), 64, 32)]
+    for columns in (32, 33):
+        data = torch.zeros(64 * columns // 2, dtype=torch.uint8, device=DEVICE)
+        packed = Packed(
+            data,
+            torch.zeros(64, device=DEVICE),
+            torch.zeros(16, device=DEVICE),
+            64,
+            (64, columns),
+            torch.float32,
+        )
+        made.append(nf4.unpacking(packed, torch.zeros(64, columns, device=DEVICE)))
+    for launch in made:
+        assert len(launch._arguments) == len(launch._kernel.arg_names)
+        launch()
 
 
 @triton.jit
