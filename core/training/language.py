@@ -1,7 +1,7 @@
 """The language-modelling step: next-token loss, normalised over the whole optimizer step."""
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from core.data.batches import Batch
 from core.data.chat import IGNORE_INDEX
+from core.models.fused.gathering import Gathering
 from core.models.fused.state import fused_state
 from core.training.head import CHUNK_NUMBERS, find_head, summed_loss
 from core.training.loop import StepLoss
@@ -173,17 +174,42 @@ class LanguageStep:
         counts = [trained_tokens(batch) for batch in batches]
         total = sum(counts)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        for batch, count in zip(batches, counts, strict=True):
-            if not count:
-                continue
-            with self.cast():
-                share = self.loss(batch) / total
-            (self.scaler.scale(share) if self.scaler else share).backward()  # type: ignore[no-untyped-call]
-            # Added up where it lies: reading it would make the GPU wait for every micro-batch.
-            loss += share.detach()
-            # Its graph holds what the layers kept in main memory; the next micro-batch may have that.
-            del share
+        trained = [batch for batch, count in zip(batches, counts, strict=True) if count]
+        with gathered(self.model, len(trained)) as begin:
+            for batch in trained:
+                begin()
+                with self.cast():
+                    share = self.loss(batch) / total
+                (self.scaler.scale(share) if self.scaler else share).backward()  # type: ignore[no-untyped-call]
+                # Added up where it lies: reading it would make the GPU wait for every micro-batch.
+                loss += share.detach()
+                # Its graph holds what the layers kept in main memory; the next micro-batch may have that.
+                del share
         return StepLoss(loss, total, sum(int(batch.attention_mask.sum()) for batch in batches))
+
+
+@contextmanager
+def gathered(model: nn.Module, micro_batches: int) -> Iterator[Callable[[], None]]:
+    """Let the layers of a fused model add up the gradients of a step's micro-batches; others leave it to autograd.
+
+    Args:
+        model: Any model.
+        micro_batches: How many there will be.
+
+    Yields:
+        What is to be called before each of them. After the last one all gradients are in ``.grad``; if an error ends
+        the step sooner, what was gathered is gone.
+    """
+    state = fused_state(model)
+    if state is None or micro_batches < 2:
+        yield lambda: None
+        return
+    state.gathering = gathering = Gathering(micro_batches)
+    try:
+        yield gathering.begin
+        gathering.settle()
+    finally:
+        state.gathering = None
 
 
 @torch.no_grad()

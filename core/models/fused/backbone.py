@@ -134,6 +134,7 @@ def run(state: FusedState, asked: Asked, more: dict[str, Any]) -> BaseModelOutpu
         (b, s), positions, angles, documents, Store(hidden.device, state.host), state.scratch, state.chooser
     )
     this.sites, this.depth, this.last = sites, len(state.layers), known_norm(backbone.norm)
+    this.gathering = state.gathering
     x = hidden.to(state.dtype).reshape(b * s, e)
     keeps = torch.is_grad_enabled()
     if keeps:

@@ -15,9 +15,15 @@ class FirstStep:
         """Begin before the first pass."""
         self.has_gradients = self.is_done = False
 
-    def look(self, parameters: Iterable[Tensor]) -> None:
-        """See what is there before a pass; micro-batches of one step leave gradients to each other."""
-        had, self.has_gradients = self.has_gradients, any(each.grad is not None for each in parameters)
+    def look(self, parameters: Iterable[Tensor], *, held_back: bool = False) -> None:
+        """See what is there before a pass; micro-batches of one step leave gradients to each other.
+
+        Args:
+            parameters: Of a layer.
+            held_back: There are gradients that are in no ``.grad`` yet.
+        """
+        has_now = held_back or any(each.grad is not None for each in parameters)
+        had, self.has_gradients = self.has_gradients, has_now
         self.is_done = self.is_done or (had and not self.has_gradients)
 
     def to_come(self, trained: int) -> int:

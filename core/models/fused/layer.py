@@ -61,7 +61,10 @@ class DecoderLayer(torch.autograd.Function):
         needs_x = ctx.needs_input_grad[0]
         with torch.autocast(dy.device.type, enabled=False):
             dx, adapters = backward(ctx.run, ctx.index, x if x.numel() else None, dy, needs_x)
-        return (dx, None, None, None, *adapters)
+            if ctx.run.gathering is None:
+                return (dx, None, None, None, *adapters)
+            kept = ctx.run.gathering.take(ctx.index, ctx.run.sites[ctx.index].parameters, adapters)
+        return (dx, None, None, None, *kept)
 
 
 def decode(x: Tensor, run: Pass, index: int, *, keeps: bool) -> Tensor:

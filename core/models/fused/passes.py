@@ -7,6 +7,7 @@ from torch import Tensor
 
 from core.kernels.attention import Chooser, Documents
 from core.kernels.lora_linear import Group, Scratch
+from core.models.fused.gathering import Gathering
 from core.models.fused.policy import Policy
 from core.models.fused.sites import Norm, Site
 from core.models.fused.store import Store
@@ -59,6 +60,8 @@ class Pass:
         """The norm after the last layer, if it is one of the known ones."""
         self.depth = 0
         """Layers of the model."""
+        self.gathering: Gathering | None = None
+        """Where gradients of adapters wait for the last micro-batch of a step; None gives them to autograd."""
 
     def filled(self, group: Group) -> Tensor:
         """Return a group's extended matrix; what the forward pass wrote and nobody else since, is not written again."""

@@ -15,6 +15,7 @@ from core.kernels.lora_linear import Scratch
 from core.models.fused.costs import FAMILIES, HOST_SHARE, peak_bytes
 from core.models.fused.first_step import FirstStep
 from core.models.fused.following import held, strays
+from core.models.fused.gathering import Gathering
 from core.models.fused.gpu import rates_here, unheld
 from core.models.fused.main_memory import free_main_memory
 from core.models.fused.passes import Angles
@@ -81,6 +82,8 @@ class FusedState:
         self._failed = 0
         """Bytes of the first plan that memory ran out under."""
         self.first_step = FirstStep()
+        self.gathering: Gathering | None = None
+        """Of the step that is under way, if its micro-batches are known."""
         self._limit: int | None = None
         self._plans: dict[Hashable, Held] = {}
         self._turns, self._readings = Turns(), Readings()
@@ -91,7 +94,7 @@ class FusedState:
         for name in ("backbone", "layers", "settings", "replaced", "savers"):
             setattr(other, name, copy.deepcopy(getattr(self, name), memo))
         other.scratch, other.chooser, other.host = Scratch(), Chooser(), HostMemory()
-        other.first_step = FirstStep()
+        other.first_step, other.gathering = FirstStep(), None
         other.homes, other.angles, other.told, other._plans = {}, {}, set(self.told), {}
         other._turns, other._readings = Turns(), Readings()
         return other
@@ -254,7 +257,8 @@ class FusedState:
         tokens, longest = (math.ceil(each / GRAIN) * GRAIN for each in (tokens, longest))
         kind = ranks_by_layer(sites)
         key = tokens, longest, kind
-        self.first_step.look(sites[min(sites)].parameters)
+        has_some = self.gathering is not None and self.gathering.has_some
+        self.first_step.look(sites[min(sites)].parameters, held_back=has_some)
         if self.host.limit != self._limit:
             # Main memory turned out to be smaller than was planned with.
             self._limit = self.host.limit
