@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 import triton
 import triton.language as tl
@@ -39,14 +40,17 @@ class Kernel:
         return launch
 
 
-def test_the_first_launch_asks_and_the_others_take_what_was_found() -> None:
+@pytest.mark.parametrize(("grid", "whole"), [((5,), (5, 1, 1)), ((5, 2), (5, 2, 1)), ((5, 2, 3), (5, 2, 3))])
+def test_the_first_launch_asks_and_the_others_take_what_was_found(
+    grid: tuple[int, ...], whole: tuple[int, ...]
+) -> None:
     compiled = Compiled()
     kernel, tensor = Kernel(compiled), torch.zeros(3)
-    launch = Launch(kernel, (5, 2), tensor, 7, 0.5, num_warps=8)
+    launch = Launch(kernel, grid, tensor, 7, 0.5, num_warps=8)
     for _ in range(3):
         launch()
-    assert kernel.asked == 1 and kernel.seen == ((5, 2), (tensor, 7, 0.5), {"num_warps": 8})
-    assert compiled.launches == [((5, 2, 1), (tensor, 7, 0.5))] * 2
+    assert kernel.asked == 1 and kernel.seen == (grid, (tensor, 7, 0.5), {"num_warps": 8})
+    assert compiled.launches == [(whole, (tensor, 7, 0.5))] * 2
 
 
 def test_where_nothing_is_compiled_every_launch_asks() -> None:

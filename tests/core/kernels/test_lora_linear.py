@@ -388,6 +388,13 @@ def test_a_matrix_is_written_anew_with_what_adapters_hold_by_then(at_home, packs
     assert torch.equal(group.fill(scratch), Group(layers, torch.bfloat16).fill(Scratch()))
 
 
+def test_every_scratch_is_written():
+    group = Group(projections("six", torch.float32), torch.float32)
+    one, other = Scratch(), Scratch()
+    assert torch.equal(group.fill(one), group.fill(other)) and group.fill(other).any()
+    assert group.fill(one) is one.matrix(group.shape)
+
+
 def test_a_matrix_that_is_let_go_of_is_free():
     layers = projections("six", torch.float32)
     group, scratch = Group(layers, torch.float32, home=plain.at_home(layers, torch.float32)), Scratch()

@@ -175,6 +175,12 @@ def test_a_step_without_any_trained_token_is_zero_and_leaves_no_gradient(model):
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_a_step_trains_a_model_that_was_only_asked_before(model):
+    model.eval()
+    LanguageStep(model, CPU, autocast(CPU, None))([collate(examples(1), 1)])
+    assert all(each.training for each in model.modules())
+
+
 def test_a_step_counts_trained_tokens_and_tokens_read_without_padding(model):
     items = examples(4)
     seen = LanguageStep(model, CPU, autocast(CPU, None))([collate(items[:3], 1), collate(items[3:], 1)])
