@@ -18,10 +18,6 @@ LEAST = 0.01
 """Root mean square below which a result counts as zero, and the error is taken as a share of this."""
 
 
-class KernelNotice(UserWarning):
-    """A kernel is not used."""
-
-
 def disagreement(
     kernel: Kernel,
     trusted: Sequence[Kernel],

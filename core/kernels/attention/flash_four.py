@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.kernels.attention.kernel import Attended, Documents
+from core.kernels.attention.kernel import GRAIN, Attended, Documents, KernelNotice
 
 HOPPER = 9
 """Major compute capability of the cards it was tried on; newer ones have other kernels there."""
@@ -28,9 +28,18 @@ def package() -> ModuleType | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from flash_attn.cute import interface
-    except Exception:  # noqa: BLE001 - it loads a compiler of its own, and whatever is wrong with that is no error here
-        return None
-    return interface if all(hasattr(interface, name) for name in NAMES) else None
+    except Exception as error:  # noqa: BLE001 - it loads a compiler of its own, and what is wrong with that is no error here
+        if isinstance(error, ModuleNotFoundError) and error.name in ("flash_attn", "flash_attn.cute"):
+            return None
+        problem = f"{type(error).__name__}: {error}"
+    else:
+        missing = [name for name in NAMES if not hasattr(interface, name)]
+        if not missing:
+            found: ModuleType = interface
+            return found
+        problem = f"it has no {missing[0]}"
+    warnings.warn(f"flash-attn-4 is installed and not used: {problem}", KernelNotice, stacklevel=2)
+    return None
 
 
 class FlashFour:
@@ -41,7 +50,11 @@ class FlashFour:
 
     def fits(self, q: Tensor, k: Tensor, window: int | None, documents: Documents | None) -> bool:
         """Tell whether it computes this."""
-        is_fit = q.shape[3] in WIDTHS and q.dtype in (torch.bfloat16, torch.float16)
+        # Short rows are compiled apart there, and a choice for some lengths must not stand for those.
+        is_long = (q.shape[2] if documents is None else documents.longest) > GRAIN
+        is_fit = is_long and q.shape[3] in WIDTHS and q.dtype in (torch.bfloat16, torch.float16)
+        if torch.are_deterministic_algorithms_enabled():
+            return False
         # The package comes last: importing it takes seconds.
         return is_fit and is_hopper(q.device) and package() is not None
 

@@ -8,15 +8,16 @@ about as fast as cuDNN, backward in up to 16 % less time (at width 256 it takes 
 PyTorch's flash attention. Not being PyTorch's, it is a candidate for a shape only if it agrees there with a kernel that is.
 """
 
+import time
 import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from core.kernels.attention.agreement import ALLOWED, KernelNotice, disagreement
+from core.kernels.attention.agreement import ALLOWED, disagreement
 from core.kernels.attention.flash_four import FlashFour
-from core.kernels.attention.kernel import Attended, Documents, Kernel
+from core.kernels.attention.kernel import GRAIN, Attended, Documents, Kernel, KernelNotice
 from core.kernels.attention.reference import attention, visible
 
 
@@ -160,8 +161,9 @@ class Flash:
         return dq, dk, dv
 
 
-GRAIN = 256
-"""Tokens of a row that a choice is made for."""
+HOST_WEIGHT = 1.5
+"""How much of the GPU's time a kernel's own launching may cost: the host has all of a layer to launch meanwhile, and a
+kernel that keeps it longer would make the GPU wait for the rest."""
 KERNELS: tuple[Kernel, ...] = (Cudnn(), FlashFour(), Flash())
 PLAIN: Kernel = Plain()
 Timer = Callable[[Callable[[], object]], float]
@@ -170,14 +172,14 @@ Timer = Callable[[Callable[[], object]], float]
 class Chooser:
     """Remembers which kernel is the fastest for a shape."""
 
-    def __init__(self, time: Timer | None = None, kernels: tuple[Kernel, ...] = KERNELS) -> None:
+    def __init__(self, timer: Timer | None = None, kernels: tuple[Kernel, ...] = KERNELS) -> None:
         """Take the candidates.
 
         Args:
-            time: Returns the milliseconds of some work; None uses the GPU's own clock.
+            timer: Returns the milliseconds of some work; None uses the GPU's own clock.
             kernels: The first is preferred on a tie.
         """
-        self.time = time or milliseconds
+        self.timer = timer or milliseconds
         self.kernels = kernels
         self.known: dict[tuple[object, ...], Kernel] = {}
         self.told: set[str] = set()
@@ -192,7 +194,8 @@ class Chooser:
         b, h, tokens, width = q.shape
         # Lengths that nearly agree share a choice; every new one would be timed.
         about = -(-tokens // GRAIN)
-        key = (b, h, about, width, k.shape[1], q.dtype, window, documents is not None, q.device)
+        is_long = None if documents is None else documents.longest > GRAIN
+        key = (b, h, about, width, k.shape[1], q.dtype, window, is_long, q.device)
         found = self.known.get(key)
         if found is None:
             found = self.known[key] = self.measure(q, k, v, scale, window, documents)
@@ -219,7 +222,7 @@ class Chooser:
                 kernel.backward(done.out, q, k, v, done, scale, window, documents)
 
             try:
-                took[each.name] = self.time(both)
+                took[each.name] = self.timer(both)
             except RuntimeError as error:
                 # A kernel that has no plan for a shape says so; one that finds no memory is not to blame.
                 if isinstance(error, torch.OutOfMemoryError):
@@ -240,30 +243,39 @@ class Chooser:
         """Tell whether a kernel computes what a trusted one does; say so if it does not."""
         try:
             error = disagreement(kernel, trusted, q, k, scale, window, documents)
-        except RuntimeError:
+        except RuntimeError as problem:
             # No room to compare in is no reason to fail: what is trusted needs no comparison.
-            return False
-        is_right = error <= ALLOWED
-        if not is_right and kernel.name not in self.told:
+            found = f"it could not be compared: {problem}"
+        else:
+            if error <= ALLOWED:
+                return True
+            found = f"it errs by {error:.2g} of the right result or gradient, {ALLOWED} is allowed"
+        if kernel.name not in self.told:
             self.told.add(kernel.name)
-            found = f"errs by {error:.2g} of the right result or gradient, {ALLOWED} is allowed"
             shape = f"{list(q.shape)}, {k.shape[1]} heads of keys, {q.dtype}"
-            warnings.warn(f"attention by {kernel.name} is not used: it {found} ({shape})", KernelNotice, 2)
-        return is_right
+            warnings.warn(f"attention by {kernel.name} is not used: {found} ({shape})", KernelNotice, 2)
+        return False
 
 
 def milliseconds(work: Callable[[], object]) -> float:
-    """Time work on the GPU, the best of three after a warm-up."""
+    """Time work, the best of three after a warm-up: on the GPU, or what launching it keeps from it."""
     work()
     found: list[float] = []
     for _ in range(3):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
+        began = time.perf_counter()
         work()
+        launched = 1e3 * (time.perf_counter() - began)
         end.record()
         end.synchronize()
-        found.append(start.elapsed_time(end))
+        found.append(cost(start.elapsed_time(end), launched))
     return min(found)
+
+
+def cost(gpu_ms: float, host_ms: float) -> float:
+    """Return what a kernel counts for: its time on the GPU, or its launching's where that weighs more."""
+    return max(gpu_ms, HOST_WEIGHT * host_ms)
 
 
 def evenly(q: Tensor) -> Documents:

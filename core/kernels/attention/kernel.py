@@ -4,6 +4,13 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+GRAIN = 256
+"""Tokens of a row that a choice is made for. No kernel's tiles are longer: beyond it all of a kernel's loops are taken."""
+
+
+class KernelNotice(UserWarning):
+    """A kernel is not used."""
+
 
 class Documents(NamedTuple):
     """Documents that lie end to end in a batch of tokens."""

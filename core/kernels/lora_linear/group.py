@@ -173,10 +173,12 @@ class Group:
 
     @torch.no_grad()
     def _write(self, matrix: Tensor) -> None:
-        if self._filling is None or self._filling[0] is not matrix:
-            self._filling = matrix, self._steps(matrix)
-        for step in self._filling[1]:
-            step()
+        # What is prepared is for one GPU, and launched on the one that is current.
+        with torch.cuda.device_of(matrix):
+            if self._filling is None or self._filling[0] is not matrix:
+                self._filling = matrix, self._steps(matrix)
+            for step in self._filling[1]:
+                step()
 
     def _steps(self, matrix: Tensor) -> list[Step]:
         """Prepare what ``fill`` does to a matrix; a home holds its weights already."""
@@ -295,7 +297,7 @@ class Group:
         """Give every adapter its gradients: A, B, A, B, .. in the order of the projections and their adapters.
 
         Args:
-            down: (dy B)' x of all adapters [R, k].
+            down: (dy B)' x of all adapters [R, k]; scaled in place.
             ups: dy' low of each projection [its outputs, its ranks].
         """
         found: list[Tensor] = []
@@ -332,8 +334,8 @@ def plus_low_rank(other: Tensor | None, low: Tensor, up: Tensor) -> Tensor:
 
 
 def scaled(tensor: Tensor, scale: float) -> Tensor:
-    """Multiply, unless there is nothing to do."""
-    return tensor if scale == 1.0 else tensor * scale
+    """Multiply in place, unless there is nothing to do: a copy would leave the memory with whoever shares it."""
+    return tensor if scale == 1.0 else tensor.mul_(scale)
 
 
 def exact_product(left: Tensor, right: Tensor) -> Tensor:

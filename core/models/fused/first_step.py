@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from core.models.fused.gathering import Gathering
+
 GRADIENT_BYTES, STATE_BYTES = 4, 8
 """What a trained number takes beside itself: the widest optimizer keeps two of 32 bits."""
 
@@ -15,14 +17,15 @@ class FirstStep:
         """Begin before the first pass."""
         self.has_gradients = self.is_done = False
 
-    def look(self, parameters: Iterable[Tensor], *, held_back: bool = False) -> None:
+    def look(self, parameters: Iterable[Tensor], gathering: Gathering | None = None) -> None:
         """See what is there before a pass; micro-batches of one step leave gradients to each other.
 
         Args:
             parameters: Of a layer.
-            held_back: There are gradients that are in no ``.grad`` yet.
+            gathering: Where gradients may wait that are in no ``.grad`` yet.
         """
-        has_now = held_back or any(each.grad is not None for each in parameters)
+        waits = gathering is not None and gathering.has_some
+        has_now = waits or any(each.grad is not None for each in parameters)
         had, self.has_gradients = self.has_gradients, has_now
         self.is_done = self.is_done or (had and not self.has_gradients)
 

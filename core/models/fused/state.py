@@ -107,6 +107,8 @@ class FusedState:
     def moved_out(self) -> Iterator[None]:
         """Give the modules weights of their own for a while; it takes the memory of one more group of a layer."""
         self.sites()
+        # They hold the matrices that are moved out of.
+        self._readings.forget()
         with torch.inference_mode(False):
             left = move_out(self.layers, self.homes)
         try:
@@ -117,9 +119,9 @@ class FusedState:
 
     def unload(self) -> None:
         """Give the model its own forward function and its own weights again."""
+        self._readings.forget()
         move_out(self.layers, self.homes)
         self.homes = {}
-        self._readings.forget()
         self.host.close()
         self.scratch = Scratch()
         del self.backbone.forward
@@ -257,8 +259,7 @@ class FusedState:
         tokens, longest = (math.ceil(each / GRAIN) * GRAIN for each in (tokens, longest))
         kind = ranks_by_layer(sites)
         key = tokens, longest, kind
-        has_some = self.gathering is not None and self.gathering.has_some
-        self.first_step.look(sites[min(sites)].parameters, held_back=has_some)
+        self.first_step.look(sites[min(sites)].parameters, self.gathering)
         if self.host.limit != self._limit:
             # Main memory turned out to be smaller than was planned with.
             self._limit = self.host.limit

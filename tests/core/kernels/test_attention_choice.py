@@ -9,8 +9,9 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from core.kernels.attention import Attended, Chooser, Documents, Kernel
-from core.kernels.attention.agreement import ALLOWED, KernelNotice, disagreement, drawn
-from core.kernels.attention.fused import KERNELS, PLAIN, Plain
+from core.kernels.attention.agreement import ALLOWED, disagreement, drawn
+from core.kernels.attention.fused import KERNELS, PLAIN, Plain, cost
+from core.kernels.attention.kernel import KernelNotice
 from tests.core.kernels.attention_inputs import STARTS, documents
 from tests.core.kernels.conftest import DEVICE
 
@@ -131,6 +132,20 @@ def test_a_shape_is_measured_once_and_every_other_shape_anew():
 
 
 @pytest.mark.usefixtures("on_a_gpu")
+def test_short_documents_alone_are_another_choice_than_long_ones():
+    chooser, clock = offered(Candidate("one", 1.0), Candidate("other", 2.0))
+    starts = torch.zeros(3, device="cuda", dtype=torch.int32)
+    for longest in (9, 256, 257, 2048, 300, 10):
+        asked(chooser, held=Documents(starts, longest))
+    assert clock.asked == 2 * 2
+
+
+@pytest.mark.parametrize(("gpu", "host", "expected"), [(2.0, 0.5, 2.0), (0.3, 0.3, 0.45), (0.6, 0.4, 0.6)])
+def test_a_kernel_counts_for_its_launching_where_that_weighs_more(gpu, host, expected):
+    assert cost(gpu, host) == pytest.approx(expected)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
 def test_what_does_not_fit_is_never_tried_and_what_is_alone_is_not_timed():
     unfit, fit = Candidate("unfit", 0.1, fits=False), Candidate("fit", 5.0)
     chooser, clock = offered(unfit, fit)
@@ -231,7 +246,7 @@ def test_what_is_zero_is_compared_absolutely():
         assert measured(wrong, trusted(), s=1).name == "own"
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("ignore::core.kernels.attention.kernel.KernelNotice")
 def test_without_one_that_is_trusted_another_s_is_not_chosen():
     quick, unfit = Computing("quick", 1.0), trusted(fits=False)
     assert measured(quick) is PLAIN and measured(quick, unfit) is PLAIN
@@ -242,15 +257,15 @@ def test_without_one_that_is_trusted_another_s_is_not_chosen():
     assert measured(Computing("other", 0.1), quick) is PLAIN, "two of them are no proof"
 
 
-@pytest.mark.filterwarnings("error")
 def test_another_s_kernel_that_fails_is_passed_over_also_for_want_of_memory():
     own = trusted()
     for error in (RuntimeError("flash-attn-4: no kernel"), torch.OutOfMemoryError("no room")):
-        assert measured(Computing("quick", 1.0, raises=error), own) is own
+        with pytest.warns(KernelNotice, match=f"quick is not used: it could not be compared: {error}"):
+            assert measured(Computing("quick", 1.0, raises=error), own) is own
     assert own.runs == 202, "alone, it is not timed"
     full = trusted(raises=torch.OutOfMemoryError("no room"))
     chooser, clock = offered(Computing("quick", 1.0), full, own)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.warns(KernelNotice), pytest.raises(torch.OutOfMemoryError):
         measured(chooser=chooser)
     assert clock.asked == 1, (
         "nothing was compared with another one instead, and what is trusted ran out by itself"

@@ -12,6 +12,7 @@ import torch
 from core.kernels.attention import attention, visible
 from core.kernels.attention.flash_four import NAMES, FlashFour, package
 from core.kernels.attention.fused import KERNELS, Plain
+from core.kernels.attention.kernel import KernelNotice
 from tests.core.kernels.attention_inputs import Inputs, documents, drawn, walked
 
 
@@ -129,14 +130,30 @@ def test_nothing_is_copied_and_results_lie_token_by_token(twin, with_documents):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("d", [64, 72, 80, 96, 128, 192, 256])
 def test_it_fits_where_it_was_found_to_be_right(d, dtype):
-    q = torch.empty(1, 2, 3, d, dtype=dtype)
+    q = torch.empty(1, 2, 257, d, dtype=dtype)
     is_right = d in (64, 128, 256) and dtype.itemsize == 2
     for window in (None, 2):
-        for held in (None, documents((0, 1, 3))):
+        for held in (None, documents((0, 257))):
             assert FlashFour().fits(q, q, window, held) is is_right
 
 
-Q = torch.empty(1, 2, 3, 64, dtype=torch.bfloat16)
+Q = torch.empty(1, 2, 300, 64, dtype=torch.bfloat16)
+
+
+@pytest.mark.usefixtures("twin", "on_hopper")
+def test_short_rows_and_short_documents_alone_are_left_to_others():
+    assert not FlashFour().fits(Q[:, :, :256], Q, None, None)
+    assert not FlashFour().fits(Q, Q, None, documents((0, 100, 200, 300)))
+    assert FlashFour().fits(Q, Q, None, documents((0, 3, 300)))
+
+
+@pytest.mark.usefixtures("twin", "on_hopper")
+def test_who_asks_for_the_same_bits_every_time_does_not_get_it():
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert not FlashFour().fits(Q, Q, None, None)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.usefixtures("twin", "on_hopper")
@@ -163,7 +180,8 @@ def test_it_does_not_fit_without_what_it_calls(monkeypatch, missing):
     for name in set(NAMES) - {missing}:
         setattr(other, name, print)
     install(monkeypatch, other)
-    assert not FlashFour().fits(Q, Q, None, None)
+    with pytest.warns(KernelNotice, match=f"installed and not used: it has no {missing}"):
+        assert not FlashFour().fits(Q, Q, None, None)
 
 
 @pytest.mark.usefixtures("fresh", "on_hopper")
@@ -179,7 +197,9 @@ def test_a_package_that_does_not_load_is_none(monkeypatch, tmp_path, error):
     for name in [each for each in sys.modules if each.split(".")[0] == "flash_attn"]:
         monkeypatch.delitem(sys.modules, name)
     assert importlib.util.find_spec("flash_attn").origin == str(folder.parent / "__init__.py")
-    assert not FlashFour().fits(Q, Q, None, None)
+    with pytest.warns(KernelNotice, match=f"{error.__name__}: no driver"):
+        assert not FlashFour().fits(Q, Q, None, None)
+    assert not FlashFour().fits(Q, Q, None, None), "said once"
 
 
 @pytest.mark.parametrize("error", [AssertionError("no kernel"), TypeError("other words"), KeyError("d")])

@@ -164,7 +164,9 @@ def test_gradients_that_wait_count_as_there_for_what_the_first_step_takes():
     step, held = FirstStep(), leaves(0)
     step.look(held)
     before = step.to_come(10)
-    step.look(held, held_back=True)
+    gathering = Gathering(2)
+    gathering.take(0, held, tensors(1))
+    step.look(held, gathering)
     assert step.to_come(10) == before - 40 and not step.is_done
     step.look(held)
     assert step.is_done and step.to_come(10) == 0

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from core.models.fused import sites
 from core.models.fused.backbone import fuse
 from core.models.fused.state import backbone_of, fused_state
-from tests.core.models.fused.tiny import adapt, base, hidden, ids, pair, same
+from tests.core.models.fused.tiny import adapt, base, hidden, ids, learn, pair, same
 
 NAMES = ["llama3", "qwen2", "gemma3"]
 
@@ -147,3 +147,17 @@ def test_extended_matrices_go_one_by_one(monkeypatch: pytest.MonkeyPatch):
     assert alive == [12 - 4 * index - n for index in range(3) for n in (0, 0, 0, 1, 2, 2, 3)]
     assert state.homes == {}
     assert all(home.matrix.is_meta for home in left.values())
+
+
+def test_matrices_that_weights_are_moved_out_of_are_free_meanwhile():
+    """Else a model that is saved would take its memory twice."""
+    model = pair("llama", torch.float32)
+    learn(model.ours)
+    held = [weakref.ref(home.matrix) for home in model.state.homes.values()]
+    assert held and all(each() is not None for each in held)
+    with model.state.moved_out():
+        assert all(each() is None for each in held)
+    held = [weakref.ref(home.matrix) for home in model.state.homes.values()]
+    learn(model.ours)
+    model.state.unload()
+    assert all(each() is None for each in held)
