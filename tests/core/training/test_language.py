@@ -175,8 +175,10 @@ def test_a_step_without_any_trained_token_is_zero_and_leaves_no_gradient(model):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_a_step_trains_a_model_that_was_only_asked_before(model):
-    model.eval()
+@pytest.mark.parametrize("part", ["whole", "inside"])
+def test_a_step_trains_a_model_that_was_only_asked_before(model, part):
+    """PEFT says of a model that it trains while the base inside does not."""
+    model.eval().training = part == "inside"
     LanguageStep(model, CPU, autocast(CPU, None))([collate(examples(1), 1)])
     assert all(each.training for each in model.modules())
 
