@@ -178,8 +178,9 @@ def test_a_step_without_any_trained_token_is_zero_and_leaves_no_gradient(model):
 @pytest.mark.parametrize("part", ["whole", "inside"])
 def test_a_step_trains_a_model_that_was_only_asked_before(model, part):
     """PEFT says of a model that it trains while the base inside does not."""
+    step = LanguageStep(model, CPU, autocast(CPU, None))
     model.eval().training = part == "inside"
-    LanguageStep(model, CPU, autocast(CPU, None))([collate(examples(1), 1)])
+    step([collate(examples(1), 1)])
     assert all(each.training for each in model.modules())
 
 
