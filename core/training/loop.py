@@ -87,6 +87,43 @@ Step = Callable[[Sequence[object]], StepLoss]
 """Accumulates the gradient of one optimizer step over its micro-batches."""
 
 
+def may_lag(device: torch.device) -> bool:
+    """Tell whether a step's numbers are read one step late: a GPU that is asked at once has nothing to do afterwards.
+
+    Until the host has launched the next step's first layers, an H200 was seen to wait for 4 to 14 ms.
+    """
+    return device.type == "cuda"
+
+
+class Numbers:
+    """Loss and norm of a step, on their way from the device."""
+
+    def __init__(self, step: int, rate: float, values: Tensor) -> None:
+        """Begin to copy.
+
+        Args:
+            step: Whose they are.
+            rate: The learning rate that it took.
+            values: [2] float64, the loss and the norm.
+        """
+        self.step, self.rate, self._there, self._arrival = step, rate, values, None
+        if values.device.type == "cuda":
+            self._there = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._there.copy_(values, non_blocking=True)
+            self._arrival = torch.cuda.current_stream(values.device).record_event()
+
+    def wait(self) -> None:
+        """Wait until they are there, and so is the step."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+
+    def read(self) -> tuple[float, float]:
+        """Wait for them, and return them."""
+        self.wait()
+        loss, norm = self._there.tolist()
+        return loss, norm
+
+
 def train(
     step: Step,
     batches: Iterable[Sequence[object]],
@@ -120,7 +157,8 @@ def train(
         spent: What the interrupted parts of this run have cost.
 
     Raises:
-        TrainingFailed: If a loss or gradient is not finite.
+        TrainingFailed: If a loss or gradient is not finite. On a GPU that is noticed one step late, but before anything is
+            saved or validated.
         ResourceError: If memory runs out with micro-batches of one.
     """
     run = _Run(step, optimizer, scheduler, plan, start, sink, checkpointer, validation, scaler, micro, spent)
@@ -129,6 +167,7 @@ def train(
             run.one_step(items)
             if run.is_over():
                 break
+        run.settle()
     return run.progress()
 
 
@@ -158,6 +197,7 @@ class _Run:
         self.losses, self.evals = list(start.losses), list(start.eval_losses)
         self.spent, self.began = spent, time.monotonic() - spent.total
         self.logged = spent
+        self.unread: Numbers | None = None
 
     def progress(self) -> Progress:
         """Return how far this run is."""
@@ -181,18 +221,44 @@ class _Run:
         seen = until_it_fits(
             functools.partial(self._gradient, number, items), functools.partial(self._give_way, number)
         )
-        rate = float(self.scheduler.get_last_lr()[0])
-        loss, norm = self._update(seen, number)
+        self.settle()
+        self.unread = self._update(seen, number)
         self.number, self.tokens = number, self.tokens + seen.tokens
-        self.losses.append(loss)
-        self._count(seen.read, time.monotonic() - began)
         is_last = number == self.plan.total_steps
-        if number % self.plan.logging_steps == 0 or is_last:
-            self._log({"loss": loss, "learning_rate": rate, "grad_norm": norm})
-        if self.validation and (number % self.plan.eval_steps == 0 or is_last):
+        looks = self.validation is not None and (number % self.plan.eval_steps == 0 or is_last)
+        saves = number % self.plan.save_steps == 0 or is_last
+        settles = looks or saves or not self._lags(seen)
+        if settles:
+            self.unread.wait()
+        self._count(seen.read, time.monotonic() - began)
+        if settles:
+            self.settle()
+        if self.validation and looks:
             self._look(self.validation)
-        if number % self.plan.save_steps == 0 or self.is_over():
+        if saves or self.is_over():
             self.checkpointer.save(self.progress(), self._spent())
+
+    def settle(self) -> None:
+        """Read and log the numbers of the last step, unless that was done."""
+        numbers, self.unread = self.unread, None
+        if numbers is None:
+            return
+        loss, norm = self._finite(numbers)
+        self.losses.append(loss)
+        if numbers.step % self.plan.logging_steps == 0 or numbers.step == self.plan.total_steps:
+            norm = norm if math.isfinite(norm) else self.plan.max_grad_norm
+            self._log({"loss": loss, "learning_rate": numbers.rate, "grad_norm": norm})
+
+    def _lags(self, seen: StepLoss) -> bool:
+        """Tell whether a step's numbers may wait; a scaler's step depends on them."""
+        return self.scaler is None and may_lag(seen.loss.device)
+
+    def _finite(self, numbers: Numbers) -> tuple[float, float]:
+        loss, norm = numbers.read()
+        _require_finite(loss, numbers.step, "loss")
+        if not self.scaler:
+            _require_finite(norm, numbers.step, "gradient")
+        return loss, norm
 
     def _gradient(self, number: int, items: Sequence[object]) -> StepLoss:
         seed_step(self.plan.seed, number)
@@ -203,24 +269,25 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.sink.log(number, self.micro.give_way(trains=trains))
 
-    def _update(self, seen: StepLoss, number: int) -> tuple[float, float]:
+    def _update(self, seen: StepLoss, number: int) -> Numbers:
         """Clip, step, decay; return the loss and the gradient's norm before clipping."""
+        rate = float(self.scheduler.get_last_lr()[0])
         if self.scaler and seen.tokens:
             self.scaler.unscale_(self.optimizer)
         length = torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.max_grad_norm)
-        # The one moment of a step at which a GPU is waited for.
-        loss, norm = torch.stack([seen.loss.double(), length.to(seen.loss.device).double()]).tolist()
-        _require_finite(loss, number, "loss")
+        values = torch.stack([seen.loss.double(), length.to(seen.loss.device).double()])
+        numbers = Numbers(number, rate, values)
+        if not self._lags(seen):
+            self._finite(numbers)
         if self.scaler and seen.tokens:
             # An overflow is part of float16 training: the scaler skips the step and lowers its scale.
             self.scaler.step(self.optimizer)
             self.scaler.update()
         elif not self.scaler:
-            _require_finite(norm, number, "gradient")
             self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss, norm if math.isfinite(norm) else self.plan.max_grad_norm
+        return numbers
 
     def _look(self, validation: Validation) -> None:
         loss = until_it_fits(validation.loss, functools.partial(self._give_way, self.number, trains=False))
