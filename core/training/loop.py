@@ -113,7 +113,7 @@ class Numbers:
             self._arrival = torch.cuda.current_stream(values.device).record_event()
 
     def wait(self) -> None:
-        """Wait until they are there, and so is the step."""
+        """Wait until they are there, which is after the gradient and before the update."""
         if self._arrival is not None:
             self._arrival.synchronize()
 
@@ -218,9 +218,13 @@ class _Run:
         """Take one optimizer step, and log, look and save where it is time."""
         began = time.monotonic()
         number = self.number + 1
-        seen = until_it_fits(
-            functools.partial(self._gradient, number, items), functools.partial(self._give_way, number)
-        )
+        try:
+            seen = until_it_fits(
+                functools.partial(self._gradient, number, items), functools.partial(self._give_way, number)
+            )
+        except Exception as error:
+            self._settle_after(error)
+            raise
         self.settle()
         self.unread = self._update(seen, number)
         self.number, self.tokens = number, self.tokens + seen.tokens
@@ -249,6 +253,15 @@ class _Run:
             norm = norm if math.isfinite(norm) else self.plan.max_grad_norm
             self._log({"loss": loss, "learning_rate": numbers.rate, "grad_norm": norm})
 
+    def _settle_after(self, error: Exception) -> None:
+        """Log the step before one that failed; if that was not finite, it is the reason."""
+        try:
+            self.settle()
+        except TrainingFailed as reason:
+            raise reason from error
+        except Exception:  # noqa: BLE001 - a device that has failed can tell no more, and the error itself is on its way
+            return
+
     def _lags(self, seen: StepLoss) -> bool:
         """Tell whether a step's numbers may wait; a scaler's step depends on them."""
         return self.scaler is None and may_lag(seen.loss.device)
@@ -266,6 +279,7 @@ class _Run:
 
     def _give_way(self, number: int, *, trains: bool = True) -> None:
         """Forget a half-made gradient, and take less memory."""
+        self.settle()
         self.optimizer.zero_grad(set_to_none=True)
         self.sink.log(number, self.micro.give_way(trains=trains))
 

@@ -49,6 +49,8 @@ class Gathering:
         Returns:
             Nothing for any of them, or in the last micro-batch the sums.
         """
+        if not parameters:
+            return ()
         before = self._kept.pop(layer, None)
         if before is not None and list(map(id, before.parameters)) != list(map(id, parameters)):
             # Other adapters than a micro-batch ago.

@@ -9,6 +9,7 @@ import torch
 from core.errors import TrainingFailed
 from core.training import loop
 from core.training.loop import Numbers, Plan, Progress, StepLoss, Validation, train
+from core.training.memory import MicroBatches
 from core.training.meter import Spent
 
 Event = tuple[Any, ...]
@@ -186,3 +187,59 @@ def test_the_time_that_steps_take_is_counted_to_the_end_of_the_last(lags, monkey
     scene = Scene()
     scene.train(steps=3)
     assert scene.spent.training == 30.0
+
+
+class Failing(Scene):
+    """A scene in which the gradient of step 4 fails."""
+
+    def step(self, items: Sequence[object]) -> StepLoss:
+        if self.number == 3:
+            raise RuntimeError("index out of range")
+        return super().step(items)
+
+
+@pytest.mark.usefixtures("lags")
+def test_the_step_before_one_that_fails_is_logged_and_named_if_it_was_not_finite():
+    scene = Failing()
+    with pytest.raises(RuntimeError, match="index out of range"):
+        scene.train(steps=6)
+    assert [event[1] for event in scene.events if event[0] == "log"] == [1, 2, 3]
+    with pytest.raises(TrainingFailed, match="step 3"):
+        Failing(spoilt=3).train(steps=6)
+
+
+def test_an_error_is_told_even_where_nothing_more_can_be_read(monkeypatch):
+    monkeypatch.setattr(loop, "may_lag", lambda _: True)
+
+    def dead(numbers: Numbers) -> None:
+        if numbers.step == 3:
+            raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(Numbers, "wait", dead)
+    with pytest.raises(RuntimeError, match="index out of range"):
+        Failing().train(steps=6)
+
+
+class Short(Scene):
+    """A scene in which memory runs out once, in step 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_failed = False
+
+    def step(self, items: Sequence[object]) -> StepLoss:
+        if self.number == 2 and not self.has_failed:
+            self.has_failed = True
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().step(items)
+
+
+@pytest.mark.usefixtures("lags")
+def test_what_is_logged_where_memory_runs_out_comes_in_the_order_of_steps():
+    scene = Short()
+    train(
+        scene.step, [[()]] * 4, scene.optimizer, scene.scheduler, Plan(4, 2, 1, ALWAYS, ALWAYS, 1.0, 0),
+        start=Progress(0, 0, (), ()), sink=scene, checkpointer=scene, micro=MicroBatches(4, 4, may_shrink=True),
+    )  # fmt: skip
+    steps = [event[1] for event in scene.events if event[0] == "log"]
+    assert scene.has_failed and steps == sorted(steps) and len(steps) == 5

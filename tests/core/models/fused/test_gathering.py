@@ -189,3 +189,12 @@ def test_a_first_step_of_several_micro_batches_is_seen_to_be_over():
         state.device = CPU
         found.append((state.first_step.has_gradients, state.first_step.is_done))
     assert found == [(False, False), (True, False), (False, True)]
+
+
+@pytest.mark.parametrize("layers", [[0], [1], [0, 2]], ids=str)
+def test_layers_without_adapters_have_nothing_to_keep(layers, monkeypatch):
+    model = pair("llama3", torch.float32, layers_to_transform=layers).ours
+    expected = by_autograd(model, batches(), monkeypatch)
+    found = stepped(model, batches())
+    assert len(found) == 2 * 7 * len(layers)
+    assert all(torch.equal(one, expected[name]) for name, one in found.items())
