@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.kernels.attention.kernel import GRAIN, Attended, Documents, KernelNotice
+from core.kernels.attention.kernel import GRAIN, Attended, Documents, KernelNotice, flattened, window_of
 
 HOPPER = 9
 """Major compute capability of the cards it was tried on; newer ones have other kernels there."""
@@ -108,14 +108,13 @@ def called(name: str, *tensors: Tensor, **more: Any) -> tuple[Tensor, ...]:
 
 def laid_out(tensor: Tensor, documents: Documents | None) -> Tensor:
     """View [b, h, s, d] as [b, s, h, d], or where documents lie in it as [b * s, h, d]."""
-    rows = tensor.transpose(1, 2)
-    return rows if documents is None else rows.reshape(-1, *rows.shape[2:])
+    return tensor.transpose(1, 2) if documents is None else flattened(tensor)
 
 
 def settings(scale: float, window: int | None, documents: Documents | None) -> dict[str, Any]:
     """Say in the package's words what a token sees."""
     said: dict[str, Any] = {"softmax_scale": scale}
-    said |= {"causal": True} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
+    said |= window_of(window) or {"causal": True}
     if documents is not None:
         for side in ("q", "k"):
             said |= {f"cu_seqlens_{side}": documents.starts, f"max_seqlen_{side}": documents.longest}

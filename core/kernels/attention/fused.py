@@ -17,7 +17,15 @@ from torch import Tensor
 
 from core.kernels.attention.agreement import ALLOWED, disagreement
 from core.kernels.attention.flash_four import FlashFour
-from core.kernels.attention.kernel import GRAIN, Attended, Documents, Kernel, KernelNotice
+from core.kernels.attention.kernel import (
+    GRAIN,
+    Attended,
+    Documents,
+    Kernel,
+    KernelNotice,
+    flattened,
+    window_of,
+)
 from core.kernels.attention.reference import attention, visible
 
 
@@ -282,17 +290,6 @@ def evenly(q: Tensor) -> Documents:
     """Take every row of a batch as one document."""
     b, _, s, _ = q.shape
     return Documents(torch.arange(0, b * s + 1, s, device=q.device, dtype=torch.int32), s)
-
-
-def flattened(tensor: Tensor) -> Tensor:
-    """View [b, h, s, d] as [b * s, h, d]; a copy only where the batch does not lie evenly."""
-    b, h, s, d = tensor.shape
-    return tensor.transpose(1, 2).reshape(b * s, h, d)
-
-
-def window_of(window: int | None) -> dict[str, int]:
-    """Say in flash attention's words how far a token sees."""
-    return {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
 
 
 def numbered(q: Tensor, documents: Documents | None) -> Tensor | None:

@@ -59,3 +59,14 @@ class Kernel(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the gradients of q, k and v; see ``attend_backward``."""
         ...
+
+
+def flattened(tensor: Tensor) -> Tensor:
+    """View [b, h, s, d] as [b * s, h, d]; a copy only where the batch does not lie evenly."""
+    b, h, s, d = tensor.shape
+    return tensor.transpose(1, 2).reshape(b * s, h, d)
+
+
+def window_of(window: int | None) -> dict[str, int]:
+    """Say in flash attention's words how far a token sees."""
+    return {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}

@@ -15,6 +15,7 @@ import triton.language as tl
 from core.kernels.glu.fused import share_of, slope_of
 from core.kernels.glu.reference import Activation, GluGradients
 from core.kernels.ranks import padded
+from core.kernels.thin_sums import keep_sum, keep_turned
 
 
 class Tiles(NamedTuple):
@@ -137,24 +138,6 @@ def _last_sum(bits, values, tile, RANK: tl.constexpr, TURNED: tl.constexpr):
     return total.to(tl.int32, bitcast=True)
 
 
-@triton.jit
-def _keep_sum(total, parts, width, column, RANK: tl.constexpr, PADDED: tl.constexpr, TURNED: tl.constexpr):
-    """Store sums [PADDED, COLUMNS], or all of it turned, as [RANK, width]."""
-    if RANK > 0:
-        inner = tl.arange(0, PADDED)[:, None]
-        value = tl.trans(total) if TURNED else total
-        tl.store(parts + inner * width + column, value, mask=(inner < RANK) & (column < width))
-
-
-@triton.jit
-def _keep_turned(total, parts, width, column, RANK: tl.constexpr, PADDED: tl.constexpr, TURNED: tl.constexpr):
-    """Store them as [width, RANK]."""
-    if RANK > 0:
-        inner, line = tl.arange(0, PADDED)[None, :], tl.trans(column)
-        value = total if TURNED else tl.trans(total)
-        tl.store(parts + line * RANK + inner, value, mask=(inner < RANK) & (line < width))
-
-
 @triton.jit(do_not_specialize=["n", "chunk"])
 def _glu_gradients(
     dh, gate_up, low, d_low, narrow, gradient, parts, dots,
@@ -200,7 +183,7 @@ def _glu_gradients(
         of_up = _thin_sum(of_up, values, up_gradient.to(kind), UP, TURNED)
         of_down = _last_sum(of_down, below, (activated * up).to(kind), DOWN, TURNED)
     place = parts + tl.program_id(1).to(tl.int64) * (GATE + UP + DOWN) * width
-    _keep_turned(of_gate, place, width, column, GATE, PADDED_GATE, TURNED)
-    _keep_turned(of_up, place + GATE * width, width, column, UP, PADDED_UP, TURNED)
+    keep_turned(of_gate, place, width, column, GATE, PADDED_GATE, TURNED)
+    keep_turned(of_up, place + GATE * width, width, column, UP, PADDED_UP, TURNED)
     of_down = of_down.to(tl.float32, bitcast=True)
-    _keep_sum(of_down, place + (GATE + UP) * width, width, column, DOWN, PADDED_DOWN, TURNED)
+    keep_sum(of_down, place + (GATE + UP) * width, width, column, DOWN, PADDED_DOWN, TURNED)

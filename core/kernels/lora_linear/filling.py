@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from core.kernels.backend import runs_fused
-from core.kernels.lora_linear.reference import Projection
+from core.kernels.lora_linear.reference import Projection, placed
 from core.kernels.nf4 import Packed, unpacking
 
 Step = Callable[[], object]
@@ -61,12 +61,3 @@ def adapter_steps(projections: tuple[Projection, ...], matrix: Tensor, n: int, k
             steps.append(partial(torch.mul, a, scale, out=out))
             column += rank
     return steps
-
-
-def placed(projections: tuple[Projection, ...]) -> list[tuple[Projection, slice]]:
-    """Return projections with their rows."""
-    found, row = [], 0
-    for each in projections:
-        found.append((each, slice(row, row + each.rows)))
-        row += each.rows
-    return found

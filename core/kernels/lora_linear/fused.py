@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from core.kernels.launches import Launch
-from core.kernels.lora_linear.reference import Adapter, Projection
+from core.kernels.lora_linear.reference import Adapter, Projection, placed
 
 MOST = 4
 """Adapters that one launch spreads."""
@@ -58,12 +58,11 @@ def spreading(
         What does it, step by step.
     """
     places: list[Place] = []
-    row = column = 0
-    for each in projections:
+    column = 0
+    for each, rows in placed(projections):
         for adapter in each.adapters:
-            places.append(Place(adapter, row, column))
+            places.append(Place(adapter, rows.start, column))
             column += adapter.a.shape[0]
-        row += each.rows
     parts = [places[first : first + MOST] for first in range(0, len(places), MOST)]
     if all(tensor.is_contiguous() for place in places for tensor in place.adapter[:2]):
         return [_spreading(matrix, part, n, k) for part in parts]

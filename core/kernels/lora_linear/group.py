@@ -20,7 +20,7 @@ from torch import Tensor
 
 from core.kernels.backend import runs_fused
 from core.kernels.lora_linear.filling import Step, adapter_steps, bias_steps, weight_steps
-from core.kernels.lora_linear.reference import Projection
+from core.kernels.lora_linear.reference import Projection, placed
 from core.kernels.nf4 import Packed
 from core.kernels.products import multiply
 
@@ -287,10 +287,10 @@ class Group:
 
     def apart(self, up: Tensor) -> list[Tensor]:
         """Cut dy' low [n, R] into each projection's own rows and ranks."""
-        found, row, column = [], 0, 0
-        for each in self.projections:
-            found.append(up[row : row + each.rows, column : column + each.rank])
-            row, column = row + each.rows, column + each.rank
+        found, column = [], 0
+        for each, rows in placed(self.projections):
+            found.append(up[rows, column : column + each.rank])
+            column += each.rank
         return found
 
     def dealt_out(self, down: Tensor, ups: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -1,5 +1,6 @@
 """y = x W' + bias + sum over adapters of scale (x A') B' (arXiv:2106.09685, section 4.1)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -41,6 +42,15 @@ class Projection(NamedTuple):
     def rank(self) -> int:
         """Return the ranks of all adapters together."""
         return sum(int(each.a.shape[0]) for each in self.adapters)
+
+
+def placed(projections: Sequence[Projection]) -> list[tuple[Projection, slice]]:
+    """Return projections with their rows."""
+    found, row = [], 0
+    for each in projections:
+        found.append((each, slice(row, row + each.rows)))
+        row += each.rows
+    return found
 
 
 def lora_linear(x: Tensor, projection: Projection) -> Tensor:

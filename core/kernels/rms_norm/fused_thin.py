@@ -14,6 +14,7 @@ import triton.language as tl
 
 from core.kernels.ranks import padded
 from core.kernels.rms_norm.reference import NormGradients
+from core.kernels.thin_sums import keep_sum, keep_turned
 
 
 class Tiles(NamedTuple):
@@ -113,22 +114,6 @@ def _last_sum(bits, thin, is_row, tile, RANK: tl.constexpr, PADDED: tl.constexpr
     return total.to(tl.int32, bitcast=True)
 
 
-@triton.jit
-def _keep_sum(total, parts, width, column, RANK: tl.constexpr, PADDED: tl.constexpr):
-    """Store sums [COLUMNS, PADDED] as [RANK, width]."""
-    if RANK > 0:
-        inner = tl.arange(0, PADDED)[:, None]
-        tl.store(parts + inner * width + column, tl.trans(total), mask=(inner < RANK) & (column < width))
-
-
-@triton.jit
-def _keep_turned(total, parts, width, column, RANK: tl.constexpr, PADDED: tl.constexpr):
-    """Store them as [width, RANK]."""
-    if RANK > 0:
-        inner, line = tl.arange(0, PADDED)[None, :], tl.trans(column)
-        tl.store(parts + line * RANK + inner, total, mask=(inner < RANK) & (line < width))
-
-
 @triton.jit(do_not_specialize=["n", "chunk"])
 def _rms_norm_gradients(
     dy, x, weight, rstd, dot, low, narrow, add, low_add, low_x, dx, parts,
@@ -178,8 +163,8 @@ def _rms_norm_gradients(
         dx, low = dx + step * dx_stride, low + step * low_stride
         low_add, low_x = low_add + step * low_add_stride, low_x + step * low_x_stride
     place = parts + tl.program_id(1).to(tl.int64) * (RANK + RANK_ADD + RANK_X) * width
-    _keep_sum(of_narrow * tl.trans(scale), place, width, column, RANK, PADDED)
-    _keep_turned(of_add, place + RANK * width, width, column, RANK_ADD, PADDED_ADD)
-    _keep_turned(
-        of_x.to(tl.float32, bitcast=True), place + (RANK + RANK_ADD) * width, width, column, RANK_X, PADDED_X
-    )
+    keep_sum(of_narrow * tl.trans(scale), place, width, column, RANK, PADDED, True)
+    keep_turned(of_add, place + RANK * width, width, column, RANK_ADD, PADDED_ADD, True)
+    keep_turned(
+        of_x.to(tl.float32, bitcast=True), place + (RANK + RANK_ADD) * width, width, column, RANK_X, PADDED_X, True
+    )  # fmt: skip

@@ -30,16 +30,14 @@ if "unsloth" in sys.argv and "--system" in sys.argv:
 import torch
 from peft import PeftModel
 
-from core.kernels.attention import KernelNotice
 from core.models.adapters import attach
 from core.models.config import Framework
-from core.models.frameworks import FrameworkNotice
 from core.models.fused.backbone import fuse
-from core.models.fused.state import FusedNotice, fused_state
+from core.models.fused.state import fused_state
 from core.models.quantized import base_format
 from core.training.benchmark.case import FRAMEWORKS, Case, System
 from core.training.benchmark.measuring import Run
-from core.training.benchmark.one import against_reference, finite, gpu_state, machine
+from core.training.benchmark.one import against_reference, finite, gpu_state, machine, notices
 from core.training.benchmark.reports import Measured, Memory, Parity, Speed, refusal
 from core.training.benchmark.systems import Prepared, equip, prepare
 from core.training.memory import free_memory
@@ -167,9 +165,7 @@ class Marathon:
                     self.compared.add(name)
                     prepared = renewed(model, case)
                 measured = self.timed(prepared, case, parity)
-            kinds = (FrameworkNotice, FusedNotice, KernelNotice)
-            notes = tuple(sorted({str(each.message) for each in told if issubclass(each.category, kinds)}))
-            measured = measured.model_copy(update={"notes": notes})
+            measured = measured.model_copy(update={"notes": notices(told, prepared, case)})
         except Exception as error:  # noqa: BLE001 - one failing line must not end the others
             measured = Measured(system=self.system, error=f"{type(error).__name__}: {error}"[:2000])
         prepared = None

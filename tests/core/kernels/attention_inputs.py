@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from core.kernels.attention import Documents, Kernel
+from core.kernels.attention import Documents, Kernel, agreement
 from tests.core.kernels.conftest import DEVICE, normal
 
 STARTS = (0, 1, 17, 30, 63, 64, 126)
@@ -46,6 +46,4 @@ def walked(
     kernel: Kernel, inputs: Inputs, window: int | None = None, held: Documents | None = None
 ) -> tuple[torch.Tensor, ...]:
     """Return a kernel's result and gradients."""
-    scale = inputs.q.shape[3] ** -0.5
-    done = kernel.forward(*inputs[:3], scale, window, held)
-    return done.out, *kernel.backward(inputs.grad, *inputs[:3], done, scale, window, held)
+    return agreement.walked(kernel, inputs, inputs.q.shape[3] ** -0.5, window, held)
